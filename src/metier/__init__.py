@@ -1,0 +1,8 @@
+"""Metier teaches a small language model a trade.
+
+Layers, imports only ever pointing right:
+cli > report | serve | scale > pipeline > recipe > stages
+> data | tokenizer | synthesize | train | prune | export | evaluate | judge > engine > models > text > core
+"""
+
+__version__ = "0.1.0"

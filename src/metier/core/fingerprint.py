@@ -1,0 +1,80 @@
+"""Canonical JSON and sha256 digests: what makes two things the same thing.
+
+Floats are written by `repr` (shortest form that reads back equal), keys are sorted, NaN and infinity are refused, so
+equal values give equal bytes on every machine. Hashing a file costs about a second per gigabyte and is remembered by
+path, size, modification time and inode.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+Json = Any
+"""A value made of dict, list, str, int, float, bool and None."""
+
+
+def canonical(value: Json) -> str:
+    """The one JSON text of a value. Raises ValueError for NaN and infinity, TypeError for what is not JSON."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def digest(value: Json) -> str:
+    """sha256 (64 hex digits) of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (64 hex digits) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree(folder: Path) -> dict[str, Path]:
+    """Every file below `folder`, by its relative path with forward slashes, sorted. Links count as files."""
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return dict(sorted(found.items()))
+
+
+class FileDigests:
+    """File digests remembered in one JSON file, so that an unchanged 2 GB corpus is hashed once.
+
+    A file counts as unchanged while its path, size, modification time (ns) and inode are.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._known: dict[str, list[Any]] = {}
+        self._dirty = False
+        if cache.exists():
+            try:
+                self._known = json.loads(cache.read_text(encoding="utf-8"))
+            except ValueError:  # a torn cache costs only the time to hash again
+                self._known = {}
+
+    def file(self, path: Path) -> str:
+        """sha256 of one file."""
+        real = path.resolve()
+        stat = real.stat()
+        mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        known = self._known.get(str(real))
+        if known is not None and known[:3] == mark:
+            return str(known[3])
+        value = file_digest(real)
+        self._known[str(real)] = [*mark, value]
+        self._dirty = True
+        return value
+
+    def folder(self, folder: Path) -> str:
+        """One digest over the names and bytes of every file below a folder."""
+        return digest({name: self.file(path) for name, path in tree(folder).items()})
+
+    def save(self) -> None:
+        """Keep what was learned, atomically. Does nothing where nothing is new or the store does not exist yet."""
+        if not self._dirty or not self._cache.parent.is_dir():
+            return
+        aside = self._cache.with_name(f"{self._cache.name}.{os.getpid()}")
+        aside.write_text(json.dumps(self._known), encoding="utf-8")
+        aside.replace(self._cache)
+        self._dirty = False

@@ -1,0 +1,206 @@
+"""The one interface between a recipe and the code that does the work.
+
+A stage is a frozen pydantic class. Its fields are the recipe's keys: one declaration is schema, help text (the string
+under the field), default and check. Unknown keys are refused. Marks on a field say what its value refers to:
+
+    Needs("examples")   the name of a step that produces that kind of artifact
+    ModelRef            a step that produces a model, a built-in name, a local folder or a hub id
+    FilePattern         a file, folder or glob, relative to the recipe's own folder
+    Runtime()           no effect on the result, so not part of the artifact's identity
+
+A stage sees only its `Context`. What it writes under `out` must be a function of its config and inputs alone (the
+same bytes every time); whatever depends on the clock or the machine (latency, memory) goes under `measured`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict
+
+from metier.core.errors import Interrupted
+from metier.core.events import Events
+from metier.core.fingerprint import Json
+
+
+class Mark:
+    """Base of the marks that a stage's fields may carry."""
+
+
+@dataclass(frozen=True)
+class Needs(Mark):
+    """The value names a step that produces this kind of artifact."""
+
+    artifact: str
+
+
+@dataclass(frozen=True)
+class ModelInput(Mark):
+    """The value names a model: a step, a built-in, a folder or a hub id."""
+
+
+@dataclass(frozen=True)
+class InputFiles(Mark):
+    """The value is a file, folder or glob; its contents are part of the identity, its path is not."""
+
+
+@dataclass(frozen=True)
+class Runtime(Mark):
+    """The field has no effect on the result."""
+
+
+ModelRef = Annotated[str, ModelInput()]
+FilePattern = Annotated[str, InputFiles()]
+
+Where = tuple[str | int, ...]
+
+
+class Config(BaseModel):
+    """Base of everything that stands in a recipe: frozen, unknown keys refused, documented by docstrings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A value in a stage that points outside it. where: the path to it, such as ('sources', 0, 'path')."""
+
+    where: Where
+    mark: Mark
+    value: str
+
+    @property
+    def field(self) -> str:
+        """The path as a user writes it: `sources.0.path`."""
+        return ".".join(str(part) for part in self.where)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reference resolved to.
+
+    name: as written in the recipe. paths: the matched files of a pattern, or one folder (empty while a step has not
+    run). link: how an artifact refers to it from inside its own `files/` folder: `../../<key>/files`, a built-in name,
+    a hub id or an absolute folder. digest: its content or, for a step, its key.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    link: str
+    digest: str
+
+    @property
+    def path(self) -> Path:
+        """The one file or folder."""
+        (path,) = self.paths
+        return path
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a running stage sees of the world.
+
+    out: the artifact's files, deterministic. measured: what depends on clock and machine. scratch: resumable state that
+    survives a crash and is deleted on success. sources: every reference of the stage, by its value.
+    """
+
+    step: str
+    out: Path
+    measured: Path
+    scratch: Path
+    events: Events
+    sources: Mapping[str, Source]
+    stop: Callable[[], bool] = field(default=lambda: False)
+
+    def source(self, value: str) -> Source:
+        """What the reference written as `value` resolved to."""
+        return self.sources[value]
+
+    def check_stop(self) -> None:
+        """Raise Interrupted when a signal or the time limit asked to stop. Call it in every long loop."""
+        if self.stop():
+            raise Interrupted(
+                f"step {self.step!r} was stopped", cure="run the same command again: it goes on from here"
+            )
+
+
+class Stage(Config, ABC):
+    """A kind of step. Subclasses give `kind` (a Literal with its default), `produces` and `version`.
+
+    produces: the kind of artifact it leaves. version: raised whenever the same config would now produce something else.
+    """
+
+    produces: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def check(self, sources: Mapping[str, Source]) -> None:
+        """Look for bad input before any step of the run starts: raises InputError. Loads no weights, writes nothing.
+
+        Sources of steps that have not run yet have no paths.
+        """
+
+    @abstractmethod
+    def run(self, ctx: Context) -> Mapping[str, float]:
+        """Do the work, write `ctx.out`, and return deterministic headline metrics (kept in the record)."""
+
+
+def references(stage: Config) -> list[Reference]:
+    """Every marked reference in a stage, in field order."""
+    found: list[Reference] = []
+    _walk(stage, (), lambda ref: found.append(ref))
+    return found
+
+
+def identity(stage: Config, resolve: Callable[[Reference], Json]) -> Json:
+    """The stage's config as JSON, without Runtime fields, each reference replaced by what `resolve` says it is."""
+    return _walk(stage, (), resolve)
+
+
+def _walk(stage: BaseModel, where: Where, visit: Callable[[Reference], Json]) -> Json:
+    result: dict[str, Json] = {}
+    for name, info in type(stage).model_fields.items():
+        if any(isinstance(mark, Runtime) for mark in info.metadata):
+            continue
+        marks = tuple(m for m in info.metadata if isinstance(m, Mark))
+        result[name] = _walk_value(getattr(stage, name), info.annotation, marks, (*where, name), visit)
+    return result
+
+
+def _walk_value(
+    value: Any, annotation: Any, marks: tuple[Mark, ...], where: Where, visit: Callable[[Reference], Json]
+) -> Json:
+    if isinstance(value, BaseModel):
+        return _walk(value, where, visit)
+    if isinstance(value, Mapping):
+        arms = get_args(_choose(annotation, value))
+        inner = arms[1] if len(arms) == 2 else Any
+        return {str(k): _walk_value(v, *_unwrap(inner, v), (*where, str(k)), visit) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        inner = next(iter(get_args(_choose(annotation, value))), Any)
+        return [_walk_value(v, *_unwrap(inner, v), (*where, i), visit) for i, v in enumerate(value)]
+    if isinstance(value, str):
+        for mark in (*marks, *_unwrap(annotation, value)[1]):
+            return visit(Reference(where, mark, value))
+    return value
+
+
+def _unwrap(annotation: Any, value: Any) -> tuple[Any, tuple[Mark, ...]]:
+    """Strip `Annotated` and unions down to the arm that a value took, keeping the marks on the way."""
+    annotation = _choose(annotation, value)
+    if get_origin(annotation) is Annotated:
+        plain, *metadata = get_args(annotation)
+        return plain, tuple(m for m in metadata if isinstance(m, Mark))
+    return annotation, ()
+
+
+def _choose(annotation: Any, value: Any) -> Any:
+    """The arm of a union that fits the value's shape; a marked arm first, as only strings carry marks."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation
+    arms: Iterator[Any] = iter(get_args(annotation))
+    wanted = (list, tuple) if isinstance(value, list | tuple) else (dict,) if isinstance(value, Mapping) else None
+    fitting = [a for a in arms if (get_origin(a) in wanted if wanted else get_origin(a) is Annotated)]
+    return fitting[0] if fitting else annotation

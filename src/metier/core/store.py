@@ -1,0 +1,223 @@
+"""The content-addressed store: what a step made, kept under a key that says what it was made from.
+
+    <store>/objects/<kind>-<digest12>/   run.json  events.jsonl  files/  measured/
+    <store>/refs/<recipe>/<step>         the key that the step last produced
+    <store>/scratch/<kind>-<digest12>/   build/ (written aside) and state/ (resumable), deleted on success
+
+An object is written aside, flushed to disk and renamed into place last, so it is whole or absent. Two processes that
+want the same object take turns behind a lock file; the second finds it made. `files/` is deterministic and hashed
+into the record; `measured/` (latency, memory) and `events.jsonl` are not part of the artifact's digest.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from metier.core.errors import StoreError
+from metier.core.fingerprint import Json, digest, file_digest, tree
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Key:
+    """An artifact's name: its kind and the sha256 of all that it is made from."""
+
+    kind: str
+    digest: str
+
+    @classmethod
+    def of(cls, kind: str, identity: Json) -> "Key":
+        """The key of what `identity` (stage, version, config, input keys) describes."""
+        return cls(kind, digest(identity))
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.digest[:12]}"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished object in the store."""
+
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        """`<kind>-<digest12>`."""
+        return self.folder.name
+
+    @property
+    def files(self) -> Path:
+        """The deterministic outputs."""
+        return self.folder / "files"
+
+    @property
+    def measured(self) -> Path:
+        """What depended on clock and machine."""
+        return self.folder / "measured"
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The parsed `run.json`."""
+        return _read_record(self.folder / RECORD)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The step's events, oldest first."""
+        path = self.folder / "events.jsonl"
+        if path.exists():
+            with path.open(encoding="utf-8") as file:
+                yield from (json.loads(line) for line in file)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where an object is being built. Only `Store.build` makes one."""
+
+    key: Key
+    build: Path
+    state: Path
+
+    @property
+    def files(self) -> Path:
+        """The future `files/`."""
+        return self.build / "files"
+
+    @property
+    def measured(self) -> Path:
+        """The future `measured/`."""
+        return self.build / "measured"
+
+    @property
+    def events(self) -> Path:
+        """The future `events.jsonl`."""
+        return self.build / "events.jsonl"
+
+
+class Store:
+    """A store below `root`. Making the object writes nothing; the folder appears with the first artifact."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    @property
+    def objects(self) -> Path:
+        """Finished artifacts."""
+        return self.root / "objects"
+
+    def find(self, key: Key) -> Artifact | None:
+        """The finished artifact under `key`, or None. Raises StoreError where its record is unreadable or another's."""
+        folder = self.objects / str(key)
+        if not (folder / RECORD).exists():
+            return None
+        artifact = Artifact(folder)
+        if artifact.record.get("digest") != key.digest:
+            raise StoreError(
+                "the artifact's record belongs to another digest",
+                where=str(folder / RECORD),
+                cure=f"delete the folder {folder} and run again",
+            )
+        return artifact
+
+    def get(self, key: str) -> Artifact | None:
+        """The finished artifact of that name, or None."""
+        folder = self.objects / key
+        return Artifact(folder) if (folder / RECORD).exists() else None
+
+    def ref(self, recipe: str, step: str) -> Artifact | None:
+        """What `step` of `recipe` last produced, or None where it never did or the object is gone."""
+        path = self.root / "refs" / recipe / step
+        return self.get(path.read_text(encoding="utf-8").strip()) if path.is_file() else None
+
+    def set_ref(self, recipe: str, step: str, key: str) -> None:
+        """Remember `key` as what `step` of `recipe` last produced."""
+        path = self.root / "refs" / recipe / step
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{step}.{os.getpid()}")
+        aside.write_text(key + "\n", encoding="utf-8")
+        aside.replace(path)
+
+    @contextmanager
+    def build(self, key: Key) -> Iterator[Workspace]:
+        """Hold the lock of `key` and yield an empty workspace for it. `state/` keeps what an earlier try left there.
+
+        Whoever waited for the lock should `find` the key again before building. On any exit without `commit`, the
+        half-built files go and `state/` stays.
+        """
+        home = self.root / "scratch" / str(key)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / "scratch" / f"{key}.lock")
+            with lock:
+                workspace = Workspace(key, home / "build", home / "state")
+                shutil.rmtree(workspace.build, ignore_errors=True)
+                for folder in (workspace.files, workspace.measured, workspace.state):
+                    folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    yield workspace
+                finally:
+                    shutil.rmtree(workspace.build, ignore_errors=True)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write the store: {error.strerror or error}",
+                where=str(error.filename or self.root),
+                cure="check free disk space and permissions, or name another store with --store",
+            ) from error
+
+    def commit(self, workspace: Workspace, record: dict[str, Json]) -> Artifact:
+        """Flush the workspace with its record (digest and hashes of the outputs added) and rename it into place."""
+        outputs = {n: {"size": p.stat().st_size, "sha256": file_digest(p)} for n, p in tree(workspace.files).items()}
+        full = {**record, "digest": workspace.key.digest, "outputs": outputs}
+        (workspace.build / RECORD).write_text(
+            json.dumps(full, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        _flush(workspace.build)
+        target = self.objects / str(workspace.key)
+        self.objects.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not (target / RECORD).exists():
+            shutil.rmtree(target)  # no record: never was an object
+        if not target.exists():
+            workspace.build.rename(target)
+            _flush_folder(self.objects)
+        shutil.rmtree(workspace.state, ignore_errors=True)
+        return Artifact(target)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"the artifact's record cannot be read ({error})",
+            where=str(path),
+            cure=f"delete the folder {path.parent} and run again",
+        ) from error
+    if not isinstance(record, dict):
+        raise StoreError("the artifact's record is not a JSON object", where=str(path), cure="delete its folder")
+    return record
+
+
+def _flush(folder: Path) -> None:
+    """fsync every file and folder below, so that a rename never outruns the data it names."""
+    for path in tree(folder).values():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in (*[p for p in folder.rglob("*") if p.is_dir()], folder):
+        _flush_folder(path)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
