@@ -1,0 +1,39 @@
+# Every command of the project. `make demo` and `make test` are all that a new clone needs: both set up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Waiting OpenMP threads that spin make two busy cores several times slower.
+export OMP_WAIT_POLICY := PASSIVE
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: setup check test demo bench seedling clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+check: setup
+	$(BIN)/ruff format --check src tools tests benchmarks
+	$(BIN)/ruff check src tools tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+demo: setup
+	$(BIN)/metier run recipes/quickstart.yaml
+
+bench: setup
+	$(BIN)/python -m benchmarks.main_job
+
+seedling: setup
+	$(BIN)/python -m tools.seedling
+
+clean:
+	rm -rf .metier runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
