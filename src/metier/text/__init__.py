@@ -1,0 +1,1 @@
+"""What flows between the rooms: documents, conversations, questions, answers, their files, and chat templates."""

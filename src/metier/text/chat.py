@@ -1,0 +1,274 @@
+"""From text to token ids: chat templates, which tokens train, where generation stops.
+
+One rule makes training and serving agree: the ids that a model is trained to answer after are exactly the ids that
+`encode_prompt` gives when it is asked. A conversation is cut where each assistant's turn starts and ends; what stands
+before a cut is encoded without looking behind it. Where a tokenizer would merge a piece across a cut, the cut wins.
+
+Text inside a message or document is only ever text: `</s>` in a user's question becomes ordinary tokens and cannot end
+a turn or open another. U+FDD0, a code point that Unicode bars from interchange, marks such places and is dropped from
+messages.
+
+Refuses: a template that rewrites earlier turns when later ones follow (its prompt at serving is not what was trained),
+and a tokenizer without any token to end a turn with. Costs: two renderings and about three encodings a turn.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Protocol
+
+from metier.core.errors import DataError, nearest
+from metier.text.artifacts import message_rows
+from metier.text.nouns import Conversation, Message
+
+TEMPLATES = ("plain", "zephyr", "alpaca")
+_SEAM = "\ufdd0"
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers `PreTrainedTokenizerFast`."""
+
+    bos_token: Any
+    eos_token: Any
+    bos_token_id: Any
+    eos_token_id: Any
+    chat_template: Any
+    name_or_path: Any
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """Added tokens by id, each with `content` and `special`."""
+        ...
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """Token ids of a text."""
+        ...
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any:
+        """The conversation as one text (with tokenize=False), rendered in a sandbox."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation's token ids and, for each, whether it is trained on. truncated: it did not fit `max_length`."""
+
+    ids: list[int]
+    trained: list[bool]
+    truncated: bool
+
+    @property
+    def masked(self) -> bool:
+        """No token at all is trained on: the row teaches nothing."""
+        return not any(self.trained)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A stretch of the rendered conversation. response: it is what the assistant has to produce."""
+
+    text: str
+    response: bool
+
+
+def template_text(name: str) -> str:
+    """The Jinja source of one of our templates. Raises DataError for an unknown name."""
+    if name not in TEMPLATES:
+        raise DataError("no such chat template", value=name, cure=nearest(name, ("auto", *TEMPLATES)))
+    return (files("metier.text") / "templates" / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
+
+
+def use_template(tokenizer: Tokenizer, name: str) -> str:
+    """Give the tokenizer a chat template, to be saved with it. Returns the name of what it has now.
+
+    name: `plain`, `zephyr`, `alpaca`, or `auto`: its own (`"own"` is returned) and, where it has none, plain.
+    """
+    if name == "auto":
+        if tokenizer.chat_template:
+            return "own"
+        name = "plain"
+    tokenizer.chat_template = template_text(name)
+    return name
+
+
+def encode_document(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text between the tokenizer's begin and end tokens, where it has them.
+
+    GPT-2 has one token for both, so its documents start and end with the same id.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    return begin + ids + end
+
+
+def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """The ids to generate an assistant's turn after: begin token, the messages, the template's generation prompt."""
+    return _Encoder(tokenizer).encode(list(_parts(tokenizer, messages, prompt=True)))[0]
+
+
+def encode_conversation(tokenizer: Tokenizer, conversation: Conversation, *, max_length: int) -> Encoded:
+    """The ids of a conversation of which every assistant's turn is trained on, with the token that ends it.
+
+    Cut after `max_length` ids. Raises DataError for a template that cannot be trained on as it is served.
+    """
+    try:
+        ids, trained = _Encoder(tokenizer).encode(list(_parts(tokenizer, conversation.messages, prompt=False)))
+    except DataError as error:
+        raise DataError(
+            error.what, where=f"conversation {conversation.id}", value=error.value, cure=error.cure
+        ) from error
+    return Encoded(ids[:max_length], trained[:max_length], truncated=len(ids) > max_length)
+
+
+def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that end a generated turn: the end token, and the one that the chat template closes a turn with."""
+    found = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    probe = (Message("user", "Hello"), Message("assistant", "Hello"))
+    ids, trained = _Encoder(tokenizer).encode(list(_parts(tokenizer, probe, prompt=False)))
+    found.add([i for i, learned in zip(ids, trained, strict=True) if learned][-1])
+    return frozenset(found)
+
+
+def _parts(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool) -> Iterator[_Part]:
+    """Cut the rendered conversation before and after each assistant's turn.
+
+    Each part continues the text of all parts before it, so a prompt's parts are the first of its conversation's.
+    """
+    safe = [Message(m.role, _defuse(tokenizer, m.content)) for m in messages]
+    done = ""
+    for index, message in enumerate(safe):
+        if message.role != "assistant":
+            continue
+        asked = _render(tokenizer, safe[:index], generation_prompt=True)
+        answered = _render(tokenizer, safe[: index + 1], generation_prompt=False)
+        yield _Part(_after(tokenizer, asked, done), response=False)
+        yield _Part(_after(tokenizer, answered, asked), response=True)
+        done = answered
+    if prompt:
+        yield _Part(_after(tokenizer, _render(tokenizer, safe, generation_prompt=True), done), response=False)
+    elif safe and safe[-1].role != "assistant":
+        yield _Part(_after(tokenizer, _render(tokenizer, safe, generation_prompt=False), done), response=False)
+
+
+def _after(tokenizer: Tokenizer, text: str, start: str) -> str:
+    if not text.startswith(start):
+        raise DataError(
+            "the chat template does not keep what it wrote for earlier turns: the prompt it makes for an answer is not "
+            f"how the trained conversation begins (tokenizer {tokenizer.name_or_path or 'without a name'})",
+            value=text[:200],
+            cure="set the step's `template` to plain, zephyr or alpaca",
+        )
+    return text[len(start) :]
+
+
+def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+    from jinja2.exceptions import TemplateError
+
+    template = tokenizer.chat_template or template_text("plain")
+    try:
+        text = tokenizer.apply_chat_template(
+            message_rows(messages),
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+        )
+    except TemplateError as error:
+        raise DataError(
+            f"the chat template refuses the conversation: {error}",
+            value=[m.role for m in messages],
+            cure="set the step's `template` to plain, zephyr or alpaca, or leave out what it refuses",
+        ) from error
+    return str(text)
+
+
+class _Encoder:
+    """Turns parts into ids with one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._special = {text: i for i, text in _specials(tokenizer, len(tokenizer)).items()}
+        self._pattern = _special_pattern(tokenizer, len(tokenizer))
+
+    def encode(self, parts: Sequence[_Part]) -> tuple[list[int], list[bool]]:
+        """The ids of all parts, and for each whether it is trained on. One begin token, where the tokenizer has one."""
+        ids: list[int] = []
+        trained: list[bool] = []
+        text = ""
+        for part in parts:
+            piece, end = self._closed(part.text) if part.response else (part.text, None)
+            text += piece
+            grown = self._grow(ids, text, piece)
+            new = grown[len(ids) :]
+            last = -1 if end is None else max(index for index, i in enumerate(new) if i == end)
+            trained += [index <= last for index in range(len(new))]  # what the template writes behind is not generated
+            ids = grown
+        return ids, trained
+
+    def _grow(self, ids: list[int], text: str, piece: str) -> list[int]:
+        """`ids`, unchanged, followed by those of `piece`, which is how `text` ends."""
+        whole = self._begin(self._ids(text, first=True))
+        if whole[: len(ids)] == ids:
+            return whole
+        return ids + self._ids(piece, first=False)
+
+    def _begin(self, ids: list[int]) -> list[int]:
+        begin = self._tokenizer.bos_token_id
+        return ids if begin is None or ids[:1] == [begin] else [int(begin), *ids]
+
+    def _ids(self, text: str, *, first: bool) -> list[int]:
+        """The ids of a text. first: it starts the sequence, where some tokenizers put a space."""
+        ids: list[int] = []
+        for index, piece in enumerate(text.split(_SEAM)):
+            ids += self._plain(piece) if first and index == 0 else self._continued(piece)
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+    def _continued(self, text: str) -> list[int]:
+        """As `_plain`, but as text that follows other text: SentencePiece adds its space only at the very start."""
+        lead = self._tokenizer.eos_token or self._tokenizer.bos_token
+        return self._plain(text) if lead is None else self._plain(lead + text)[1:]
+
+    def _closed(self, text: str) -> tuple[str, int]:
+        """A response that surely ends its turn, and the id of the token that ends it.
+
+        That is the last special token which the template wrote (a message's text holds none that count, and an unknown
+        character's token is not looked for), or else the tokenizer's end token, appended.
+        """
+        written = self._pattern.findall(text) if self._pattern else []
+        if written:
+            return text, self._special[written[-1]]
+        if self._tokenizer.eos_token is None:
+            raise DataError(
+                "nothing ends an assistant's turn: the chat template writes no special token after it and the "
+                f"tokenizer ({self._tokenizer.name_or_path or 'without a name'}) has no end token",
+                cure="give the tokenizer an `eos_token`",
+            )
+        return text + str(self._tokenizer.eos_token), int(self._tokenizer.eos_token_id)
+
+
+def _defuse(tokenizer: Tokenizer, content: str) -> str:
+    """The content with a seam inside everything that the tokenizer would read as a special token."""
+    pattern = _special_pattern(tokenizer, len(tokenizer))
+    plain = content.replace(_SEAM, "")
+    return pattern.sub(lambda m: m[0][0] + _SEAM + m[0][1:], plain) if pattern else plain
+
+
+@lru_cache(maxsize=8)
+def _specials(tokenizer: Tokenizer, size: int) -> dict[int, str]:  # noqa: ARG001
+    """Special tokens by id. `size`, the vocabulary's, makes the answer new when tokens were added."""
+    return {int(i): str(t.content) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+
+@lru_cache(maxsize=8)
+def _special_pattern(tokenizer: Tokenizer, size: int) -> re.Pattern[str] | None:
+    texts = sorted(_specials(tokenizer, size).values(), key=len, reverse=True)
+    return re.compile("|".join(re.escape(t) for t in texts)) if texts else None
