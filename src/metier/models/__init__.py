@@ -1,0 +1,1 @@
+"""Models on disk and in memory: finding, loading, saving, adapting and measuring causal language models."""

@@ -1,0 +1,150 @@
+"""Low-rank adapters (LoRA): check the settings against a model, put one on, and merge it into the weights.
+
+LoRA adds to a frozen matrix W the product B A of two thin matrices of rank r, scaled by alpha / r (Hu et al. 2021,
+arXiv 2106.09685); rsLoRA scales by alpha / sqrt(r) (arXiv 2312.03732), DoRA trains the norms of W's columns apart from
+its directions (arXiv 2402.09353). Refuses targets that are not there, a rank above a layer's dimension, and a tied
+output head (merging would change the embeddings too). Costs r x (in + out) parameters a layer.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from metier.core.errors import ModelError, nearest
+from metier.models.load import Loaded, quiet
+from metier.models.shape import is_tied, linear_layers, linear_names, output_head
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+ALL_LINEAR: Literal["all-linear"] = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """A low-rank adapter.
+
+    r: rank. alpha: the update is scaled by alpha / r. dropout: on the adapter's input while training. targets: names of
+    linear layers, or parts of them (`q_proj`, `self_attn.q_proj`, `layers.0.self_attn.q_proj`), or all but the output
+    head. rslora: scale by alpha / sqrt(r). dora: train directions and norms apart.
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = ALL_LINEAR
+    rslora: bool = False
+    dora: bool = False
+
+
+def check_targets(model: "PreTrainedModel", settings: LoraSettings, *, where: str = "lora") -> tuple[str, ...]:
+    """The names of the layers that the adapter goes on, as PEFT takes them. `shape.skeleton(config)` will do as model.
+
+    where: the setting's place in the recipe, for the message. Raises ModelError for a target that matches no layer, a
+    rank above the smaller side of a target, a tied output head, and values that mean nothing (r < 1, dropout >= 1).
+    """
+    if settings.r < 1:
+        raise ModelError("a rank is at least 1", where=f"{where}.r", value=settings.r, cure="try 8 or 16")
+    if not 0 <= settings.dropout < 1:
+        raise ModelError("a share from 0 to below 1", where=f"{where}.dropout", value=settings.dropout, cure="try 0.05")
+    layers = linear_layers(model)
+    names = linear_names(model)
+    targets = names if settings.targets == ALL_LINEAR else settings.targets
+    if not targets:
+        raise ModelError("no targets are named", where=f"{where}.targets", cure=f"one of {', '.join(names)}")
+    head = next(name for name, module in model.named_modules() if module is output_head(model))
+    for target in targets:
+        if _named(head, target):
+            if is_tied(model):
+                raise ModelError(
+                    "the output head is tied to the embeddings, so an adapter on it could not be merged",
+                    where=f"{where}.targets",
+                    value=target,
+                    cure=f"leave it out; known here: {', '.join(names)}",
+                )
+            layers[head] = output_head(model)
+        matched = [module for name, module in layers.items() if _named(name, target)]
+        if not matched:
+            raise ModelError(
+                "the model has no such linear layer",
+                where=f"{where}.targets",
+                value=target,
+                cure=f"{nearest(target, names)} (there are: {', '.join(names)})",
+            )
+        smallest = min(min(_weight(module).shape) for module in matched)
+        if settings.r > smallest:
+            raise ModelError(
+                f"the rank is above the smaller side ({smallest}) of {target}",
+                where=f"{where}.r",
+                value=settings.r,
+                cure=f"use at most {smallest}; 8 or 16 is usual",
+            )
+    return tuple(targets)
+
+
+def add_lora(model: "PreTrainedModel", settings: LoraSettings) -> "PeftModel":
+    """Put a fresh adapter on a model (changed in place) and freeze the rest. Until trained it changes no output.
+
+    Its random half is drawn from torch's global generator: seed that before. Raises ModelError like `check_targets`.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    targets = check_targets(model, settings)
+    hit = [m for name, m in linear_layers(model).items() if any(_named(name, target) for target in targets)]
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(targets),
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        # Conv1D keeps its weight as (in, out)
+        fan_in_fan_out=bool(hit) and all(isinstance(module, Conv1D) for module in hit),
+        bias="none",
+    )
+    with quiet():
+        return get_peft_model(model, config)
+
+
+def merge(loaded: Loaded) -> "PreTrainedModel":
+    """The plain model that an adapter makes of its base: W + scale B A written into the weights.
+
+    Changes the loaded model in place (it must not be used after). A model without an adapter comes back as it is.
+    Raises ModelError unless the weights are float32, where the sum is exact to about 1e-6, and finite.
+    """
+    from peft import PeftModel
+
+    model = loaded.model
+    if not isinstance(model, PeftModel):
+        return model
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes != {torch.float32}:
+        raise ModelError(
+            "an adapter is merged in float32 only",
+            where=str(loaded.folder),
+            value=sorted(str(dtype) for dtype in dtypes),
+            cure="load it with dtype=torch.float32 and cast the result",
+        )
+    try:
+        with quiet():
+            merged = model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise ModelError(
+            f"the adapter cannot be merged ({error})", where=str(loaded.folder), cure="train it again"
+        ) from error
+    return merged.eval()
+
+
+def _named(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight

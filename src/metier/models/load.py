@@ -1,0 +1,281 @@
+"""Load a model, its tokenizer and its configuration from a folder: the only place that does.
+
+Refuses, each with its cause and cure: weights that are not safetensors or do not fit their configuration, pickles,
+code that comes with a model, quantised weights, architectures that are not causal language models, an adapter whose
+base is another model, tokenizers that would be read wrongly. Never goes to the network. Costs the weights' size in
+memory (4 bytes a parameter in float32) and importing transformers (2 s; adapters: 3 s for peft).
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from metier.core.errors import ModelError
+from metier.models.builtin import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    base_link,
+    check_folder,
+    follow,
+    is_adapter,
+    read_json,
+    weight_files,
+)
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+_PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+_CURE_DAMAGED = "the file is damaged or incomplete (a Git LFS pointer?): copy or download the model again"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode, its tokenizer, and the folder they came from."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerFast"
+    folder: Path
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model was built for, in tokens."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the model is an adapter on its base (a PeftModel) rather than a plain model."""
+        return is_adapter(self.folder)
+
+
+def load(folder: Path, *, dtype: torch.dtype = torch.float32, base: Path | None = None) -> Loaded:
+    """The model and tokenizer in `folder`, with weights in `dtype`.
+
+    An adapter is loaded on its base, named by base.json (or by `base`, while the adapter is still being built); where
+    that base is an adapter itself, it is merged first. Raises ModelError for anything that is not whole and fitting.
+    """
+    check_folder(folder)
+    if is_adapter(folder):
+        return _load_adapter(folder, dtype, base)
+    config = read_config(folder)
+    _check_loadable(folder, config)
+    model = _load_weights(folder, config, dtype)
+    tokenizer = read_tokenizer(folder)
+    _check_vocabulary(folder, tokenizer, model.get_input_embeddings().weight.shape[0])
+    return Loaded(model, tokenizer, folder)
+
+
+def read_config(folder: Path) -> "PretrainedConfig":
+    """The configuration of the model in `folder` (of its base, for an adapter). Reads no weights."""
+    from transformers import AutoConfig
+
+    if is_adapter(folder):
+        return read_config(follow(base_link(folder), folder))
+    raw = read_json(folder / "config.json")
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError(
+            f"the configuration cannot be read ({_first_line(error)})",
+            where=str(folder / "config.json"),
+            value=raw.get("model_type"),
+            cure="use a model of a type that the installed transformers knows, without code of its own",
+        ) from error
+
+
+def read_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer in `folder` (an adapter without one takes its base's).
+
+    One that has no padding token gets a padding token of its own where the vocabulary holds one, else its end token.
+    That is for filling up batches only: what is trained on follows from positions, never from comparing ids with it.
+    """
+    from transformers import AutoTokenizer
+
+    if is_adapter(folder) and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return read_tokenizer(follow(base_link(folder), folder))
+    _check_tokenizer_files(folder)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, OSError, AttributeError, ImportError) as error:
+        raise ModelError(
+            f"the tokenizer cannot be read ({_first_line(error)})",
+            where=str(folder),
+            cure="copy tokenizer.json and tokenizer_config.json from where the model came from",
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer has no end token, so a model could never stop",
+            where=str(folder / "tokenizer_config.json"),
+            cure='name it there: "eos_token": "..."',
+        )
+    if tokenizer.pad_token_id is None:
+        known = tokenizer.get_vocab()
+        tokenizer.pad_token = next((t for t in _PAD_TOKENS if t in known), tokenizer.eos_token)
+    return tokenizer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what transformers and peft print while loading and saving; what matters is checked here instead."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _check_loadable(folder: Path, config: "PretrainedConfig") -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    where = str(folder / "config.json")
+    named = list(config.architectures or [])
+    fits = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    if not fits or (named and not any(name.endswith(_CAUSAL) for name in named)):
+        raise ModelError(
+            "this is not a causal language model",
+            where=where,
+            value=named or config.model_type,
+            cure="use a model that writes text left to right, such as a LlamaForCausalLM",
+        )
+    method = read_json(folder / "config.json").get("quantization_config")
+    if method is not None:
+        raise ModelError(
+            "the weights are quantised, and can be neither trained nor merged exactly",
+            where=where,
+            value=method.get("quant_method") if isinstance(method, dict) else method,
+            cure="use the model it was quantised from",
+        )
+
+
+def _check_tokenizer_files(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES if name != "tokenizer_config.json"):
+        raise ModelError(
+            "the model has no tokenizer",
+            where=str(folder),
+            cure="copy tokenizer.json and tokenizer_config.json from where the model came from",
+        )
+    if (folder / "tokenizer_config.json").is_file():
+        return
+    # transformers would read either file without complaint, losing the space prefix and the special tokens
+    example = (
+        '{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", '
+        '"add_bos_token": true, "legacy": false}'
+    )
+    raise ModelError(
+        "the tokenizer has no tokenizer_config.json, without which it is read wrongly",
+        where=str(folder),
+        cure=f"copy it from where the model came from; for a Llama SentencePiece tokenizer.model it is {example}",
+    )
+
+
+def _check_vocabulary(folder: Path, tokenizer: "PreTrainedTokenizerFast", rows: int) -> None:
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise ModelError(
+            f"the tokenizer uses ids up to {highest}, but the model has only {rows} embeddings",
+            where=str(folder),
+            cure="put the tokenizer there that belongs to the model",
+        )
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"the weights cannot be read ({_first_line(error)})", where=str(path), cure=_CURE_DAMAGED
+        ) from error
+
+
+def _load_weights(folder: Path, config: "PretrainedConfig", dtype: torch.dtype) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    for name in weight_files(folder):
+        _check_readable(folder / name)
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,  # so that they are reported below, by name
+                output_loading_info=True,
+            )
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"the model cannot be loaded ({_first_line(error)})",
+            where=str(folder),
+            cure="check that config.json belongs to these weights",
+        ) from error
+    _check_report(folder, report)
+    return model.eval()
+
+
+def _check_report(folder: Path, report: dict[str, Any]) -> None:
+    """transformers fills what is missing with random numbers and drops what is too many; neither is wanted."""
+    wrong = {name: sorted(report[f"{name}_keys"], key=str) for name in ("missing", "mismatched", "unexpected")}
+    meaning = {
+        "missing": "weights that config.json calls for are not in the file",
+        "mismatched": "weights in the file have other shapes than config.json says",
+        "unexpected": "the file holds weights that config.json knows nothing of",
+    }
+    for name, keys in wrong.items():
+        if keys:
+            raise ModelError(
+                f"{meaning[name]} ({len(keys)})",
+                where=str(folder),
+                value=keys[0],
+                cure="put the config.json there that belongs to the weights",
+            )
+
+
+def _load_adapter(folder: Path, dtype: torch.dtype, base: Path | None) -> Loaded:
+    from peft import PeftModel
+
+    from metier.models.adapter import merge
+
+    below = base or follow(base_link(folder), folder)
+    plain = merge(load(below)).to(dtype) if is_adapter(below) else load(below, dtype=dtype).model
+    _check_readable(folder / ADAPTER_WEIGHTS)
+    try:
+        with quiet():
+            model = PeftModel.from_pretrained(plain, str(folder), torch_device=str(plain.device))
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"the adapter does not fit its base ({_first_line(error)})",
+            where=str(folder / ADAPTER_CONFIG),
+            value=str(below),
+            cure=f"name the model it was trained on as base in {folder / 'base.json'}",
+        ) from error
+    tokenizer = read_tokenizer(folder)
+    _check_vocabulary(folder, tokenizer, plain.get_input_embeddings().weight.shape[0])
+    return Loaded(model.eval(), tokenizer, folder)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,108 @@
+"""Write a model or an adapter so that the same weights give the same bytes, whoever saves them, whenever.
+
+No clock, no path of this machine and no set order goes into a file. Refuses nothing; costs one copy of the largest
+shard in memory. What is written loads with stock `AutoModelForCausalLM` and `AutoTokenizer` (an adapter, with peft).
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from metier.models.builtin import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE
+from metier.models.load import quiet
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+SHARD_BYTES = 4_000_000_000
+"""The largest weights file that is written; a bigger model is split into shards with an index."""
+
+_LOCAL_TOKENIZER_KEYS = ("name_or_path", "is_local", "local_files_only", "tokenizer_file")
+
+
+def save_model(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", out: Path, *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write a standalone model: config.json, safetensors in the weights' own dtype, generation_config.json, tokenizer.
+
+    Tied weights are written once and stay tied. generation_config.json names the special tokens only: sampling
+    settings of the base were chosen for another model.
+    """
+    from transformers import GenerationConfig
+
+    out.mkdir(parents=True, exist_ok=True)
+    _set_tokens(model, tokenizer)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = GenerationConfig(**ids, eos_token_id=_end_ids(model, tokenizer))
+    with quiet():
+        model.save_pretrained(str(out), max_shard_size=shard_bytes)
+    save_tokenizer(tokenizer, out)
+
+
+def save_adapter(model: "PeftModel", tokenizer: "PreTrainedTokenizerFast", out: Path, *, base: str) -> None:
+    """Write an adapter: its configuration and weights as PEFT reads them, base.json and the tokenizer.
+
+    base: how the adapter refers to the model it was trained on (`Source.link`). PEFT's own `save_pretrained` is not
+    used: it writes the target modules in set order and the base's path, both different from run to run.
+    """
+    from peft.utils.save_and_load import get_peft_model_state_dict
+
+    out.mkdir(parents=True, exist_ok=True)
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: weights[name].detach().to("cpu").contiguous() for name in sorted(weights)}
+    save_file(tensors, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = {**model.active_peft_config.to_dict(), "base_model_name_or_path": None, "inference_mode": True}
+    _write_json(out / ADAPTER_CONFIG, _plain(config))
+    _write_json(out / BASE, {"base": base})
+    save_tokenizer(tokenizer, out)
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", out: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja; keep tokenizer.model where there was one.
+
+    transformers drops the SentencePiece file on saving, but converters to other formats need it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        tokenizer.save_pretrained(str(out))
+    path = out / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    _write_json(path, {key: value for key, value in config.items() if key not in _LOCAL_TOKENIZER_KEYS})
+    pieces = Path(tokenizer.name_or_path) / "tokenizer.model"
+    if pieces.is_file():
+        shutil.copyfile(pieces, out / "tokenizer.model")
+
+
+def _set_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> None:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(model.config, name, None) is None:
+            setattr(model.config, name, getattr(tokenizer, name))
+
+
+def _end_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> int | list[int]:
+    known = model.generation_config.eos_token_id if model.generation_config is not None else None
+    before = known if isinstance(known, list) else [known] if known is not None else []
+    ids = list(dict.fromkeys([tokenizer.eos_token_id, *before]))
+    return ids[0] if len(ids) == 1 else ids
+
+
+def _plain(value: Any) -> Any:
+    """JSON with sets as sorted lists and enumerations as their values."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return value
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
