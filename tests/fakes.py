@@ -47,7 +47,7 @@ def byte_tokenizer(
 
 
 def tiny_llama(seed: int = 0, *, tied: bool = True) -> LlamaForCausalLM:
-    """2 blocks, hidden 32, 4 heads over 2 key/value heads: 27 thousand parameters (untied 36), float32, evaluation mode."""
+    """2 blocks, hidden 32, 4 heads over 2 key/value heads: 27 thousand parameters (untied 36), float32, eval mode."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(byte_tokenizer()),

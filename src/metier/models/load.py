@@ -7,9 +7,11 @@ memory (4 bytes a parameter in float32) and importing transformers (2 s; adapter
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +125,29 @@ def read_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
         known = tokenizer.get_vocab()
         tokenizer.pad_token = next((t for t in _PAD_TOKENS if t in known), tokenizer.eos_token)
     return tokenizer
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The number format of most of a model's weights on disk (its base's, for an adapter). Reads headers only."""
+    if is_adapter(folder):
+        return stored_dtype(follow(base_link(folder), folder))
+    sizes: Counter[str] = Counter()
+    for name in weight_files(folder):
+        _check_readable(folder / name)
+        with safe_open(folder / name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (the file is no dict: it has no iteration of its own)
+                part = file.get_slice(key)
+                sizes[part.get_dtype()] += prod(part.get_shape())
+    kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    found = sizes.most_common(1)[0][0] if sizes else "nothing"
+    if found not in kinds:
+        raise ModelError(
+            "the weights are not floating point numbers that can be trained",
+            where=str(folder),
+            value=found,
+            cure="use the model as float32, bfloat16 or float16",
+        )
+    return kinds[found]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ shard in memory. What is written loads with stock `AutoModelForCausalLM` and `Au
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +27,25 @@ _LOCAL_TOKENIZER_KEYS = ("name_or_path", "is_local", "local_files_only", "tokeni
 
 
 def save_model(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", out: Path, *, shard_bytes: int = SHARD_BYTES
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    out: Path,
+    *,
+    stop: Iterable[int] = (),
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a standalone model: config.json, safetensors in the weights' own dtype, generation_config.json, tokenizer.
 
-    Tied weights are written once and stay tied. generation_config.json names the special tokens only: sampling
-    settings of the base were chosen for another model.
+    stop: ids besides the tokenizer's end token that end a turn (`text.chat.stop_ids`), for stock `generate`. Tied
+    weights are written once and stay tied. generation_config.json names the special tokens only: sampling settings of
+    the base were chosen for another model.
     """
     from transformers import GenerationConfig
 
     out.mkdir(parents=True, exist_ok=True)
     _set_tokens(model, tokenizer)
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = GenerationConfig(**ids, eos_token_id=_end_ids(model, tokenizer))
+    model.generation_config = GenerationConfig(**ids, eos_token_id=_end_ids(model, tokenizer, stop))
     with quiet():
         model.save_pretrained(str(out), max_shard_size=shard_bytes)
     save_tokenizer(tokenizer, out)
@@ -84,10 +91,10 @@ def _set_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") 
             setattr(model.config, name, getattr(tokenizer, name))
 
 
-def _end_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> int | list[int]:
+def _end_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", stop: Iterable[int]) -> int | list[int]:
     known = model.generation_config.eos_token_id if model.generation_config is not None else None
     before = known if isinstance(known, list) else [known] if known is not None else []
-    ids = list(dict.fromkeys([tokenizer.eos_token_id, *before]))
+    ids = list(dict.fromkeys([tokenizer.eos_token_id, *before, *sorted(stop)]))
     return ids[0] if len(ids) == 1 else ids
 
 

@@ -1,0 +1,1 @@
+"""Take a finished model out of the pipeline: merge adapters into standalone models."""
