@@ -1,0 +1,1 @@
+"""Builders of what the project ships; not part of the installed package."""

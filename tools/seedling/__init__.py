@@ -1,0 +1,1 @@
+"""The seedling: text generator, tokenizer, training and measurement of the embedded base model."""
