@@ -1,0 +1,1 @@
+"""From the user's files to documents and examples: reading, refusing, splitting."""
