@@ -13,18 +13,20 @@
 A message names what is wrong, where (file:line, step.field), the value found, and the cure.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Self, TypeVar
 
 
 class MetierError(Exception):
     """Base of all deliberate errors.
 
     what: one sentence. where: `file:line` or `step.field`. value: the offending value, shown shortened.
-    cure: what to do about it.
+    cure: what to do about it. others: further errors found in the same look, shown after this one.
     """
 
     exit_code = 1
+    others: tuple["MetierError", ...] = ()
 
     def __init__(self, what: str, *, where: str | None = None, value: object = None, cure: str | None = None) -> None:
         super().__init__(what)
@@ -40,7 +42,22 @@ class MetierError(Exception):
             lines.append(f"  found: {shorten(self.value)}")
         if self.cure:
             lines.append(f"  cure:  {self.cure}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(str, self.others)])
+
+    def within(self, place: str) -> Self:
+        """The same error, its `where` preceded by the larger place that it lies in."""
+        self.where = f"{place}: {self.where}" if self.where else place
+        return self
+
+
+E = TypeVar("E", bound=MetierError)
+
+
+def together(errors: Sequence[E]) -> E:
+    """One error that shows all of `errors`, at least one: the first, with the rest as its `others`."""
+    first, *rest = errors
+    first.others = (*first.others, *rest)
+    return first
 
 
 class InputError(MetierError):

@@ -9,22 +9,25 @@ want the same object take turns behind a lock file; the second finds it made. `f
 into the record; `measured/` (latency, memory) and `events.jsonl` are not part of the artifact's digest.
 """
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from metier.core.errors import StoreError
 from metier.core.fingerprint import Json, digest, file_digest, tree
 
 RECORD = "run.json"
+WAIT_SECONDS = 0.5
+"""How long one look at another process's lock takes."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,13 @@ class Store:
 
     def ref(self, recipe: str, step: str) -> Artifact | None:
         """What `step` of `recipe` last produced, or None where it never did or the object is gone."""
+        key = self.ref_key(recipe, step)
+        return self.get(key) if key else None
+
+    def ref_key(self, recipe: str, step: str) -> str | None:
+        """The name of what `step` of `recipe` last produced, whether or not it is still there."""
         path = self.root / "refs" / recipe / step
-        return self.get(path.read_text(encoding="utf-8").strip()) if path.is_file() else None
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
     def set_ref(self, recipe: str, step: str, key: str) -> None:
         """Remember `key` as what `step` of `recipe` last produced."""
@@ -145,18 +153,17 @@ class Store:
         aside.replace(path)
 
     @contextmanager
-    def build(self, key: Key) -> Iterator[Workspace]:
+    def build(self, key: Key, on_wait: Callable[[], None] = lambda: None) -> Iterator[Workspace]:
         """Hold the lock of `key` and yield an empty workspace for it. `state/` keeps what an earlier try left there.
 
-        Whoever waited for the lock should `find` the key again before building. On any exit without `commit`, the
-        half-built files go and `state/` stays.
+        While another process holds the lock, `on_wait` is called twice a second and may raise. Whoever waited should
+        `find` the key again before building. On any exit without `commit`, the half-built files go and `state/` stays.
         """
         home = self.root / "scratch" / str(key)
+        workspace = Workspace(key, home / "build", home / "state")
         try:
-            home.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / "scratch" / f"{key}.lock")
-            with lock:
-                workspace = Workspace(key, home / "build", home / "state")
+            home.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(home.with_name(f"{key}.lock"), on_wait):
                 shutil.rmtree(workspace.build, ignore_errors=True)
                 for folder in (workspace.files, workspace.measured, workspace.state):
                     folder.mkdir(parents=True, exist_ok=True)
@@ -164,12 +171,21 @@ class Store:
                     yield workspace
                 finally:
                     shutil.rmtree(workspace.build, ignore_errors=True)
+                    _remove_empty(workspace.state, home)
         except OSError as error:
+            if not self._caused(error):
+                raise
             raise StoreError(
                 f"cannot write the store: {error.strerror or error}",
                 where=str(error.filename or self.root),
                 cure="check free disk space and permissions, or name another store with --store",
             ) from error
+
+    def _caused(self, error: OSError) -> bool:
+        """Whether an error is about the store: the disk is full, or the path lies in it. A step may meet others."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return True
+        return isinstance(error.filename, str) and Path(error.filename).is_relative_to(self.root)
 
     def commit(self, workspace: Workspace, record: dict[str, Json]) -> Artifact:
         """Flush the workspace with its record (digest and hashes of the outputs added) and rename it into place."""
@@ -188,6 +204,29 @@ class Store:
             _flush_folder(self.objects)
         shutil.rmtree(workspace.state, ignore_errors=True)
         return Artifact(target)
+
+
+@contextmanager
+def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock file; the system lets go of it when the process dies, however it dies."""
+    lock = FileLock(path)
+    while True:
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+            break
+        except Timeout:
+            on_wait()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Remove those folders that hold nothing."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _read_record(path: Path) -> dict[str, Any]:
