@@ -31,6 +31,7 @@ from metier.models.builtin import (
 )
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -290,15 +291,33 @@ def _load_adapter(folder: Path, dtype: torch.dtype, base: Path | None) -> Loaded
         with quiet():
             model = PeftModel.from_pretrained(plain, str(folder), torch_device=str(plain.device))
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise ModelError(
-            f"the adapter does not fit its base ({_first_line(error)})",
-            where=str(folder / ADAPTER_CONFIG),
-            value=str(below),
-            cure=f"name the model it was trained on as base in {folder / 'base.json'}",
-        ) from error
+        raise _does_not_fit(folder, below, _first_line(error)) from error
+    _check_complete(folder, model, below)
     tokenizer = read_tokenizer(folder)
     _check_vocabulary(folder, tokenizer, plain.get_input_embeddings().weight.shape[0])
     return Loaded(model.eval(), tokenizer, folder)
+
+
+def _check_complete(folder: Path, model: "PeftModel", below: Path) -> None:
+    """PEFT leaves a layer that the file does not cover at random, and drops weights for layers that are not there."""
+    from peft.utils.save_and_load import get_peft_model_state_dict
+
+    called_for = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        held = set(file.keys())
+    if absent := sorted(called_for - held):
+        raise _does_not_fit(folder, below, f"it holds nothing for {len(absent)} weights, such as {absent[0]}")
+    if extra := sorted(name for name in held - called_for if ".lora_" in name):
+        raise _does_not_fit(folder, below, f"the base has no place for {len(extra)} weights, such as {extra[0]}")
+
+
+def _does_not_fit(folder: Path, base: Path, why: str) -> ModelError:
+    return ModelError(
+        f"the adapter does not fit its base ({why})",
+        where=str(folder / ADAPTER_CONFIG),
+        value=str(base),
+        cure=f"name the model it was trained on as base in {folder / 'base.json'}",
+    )
 
 
 def _first_line(error: Exception) -> str:
