@@ -1,0 +1,1 @@
+"""What the models answered, how good it is, and how sure one can be of that."""

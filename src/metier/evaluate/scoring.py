@@ -1,0 +1,78 @@
+"""Read the answers of an `answers` artifact and measure each.
+
+Refuses answers that do not belong to the questions (other ids, other order), and questions without a reference where a
+metric reads it. An empty answer is an answer, and scores what it deserves. Imports nothing heavy.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metier.core.errors import DataError
+from metier.evaluate.metrics import Answered, Metric
+from metier.text.artifacts import read_answers, read_asked
+
+Row = dict[str, Any]
+Answers = dict[str, list[Answered]]
+"""Each contender's answers in the order of the questions; contenders in theirs."""
+
+
+def read_all(folder: Path) -> Answers:
+    """Every contender's answers in an `answers` artifact's files. Raises DataError where they do not fit together."""
+    asked = read_asked(folder)
+    if not asked:
+        raise DataError("there are no questions to score", where=str(folder / "questions.jsonl"))
+    found: Answers = {}
+    for name in contenders(folder):
+        answers = read_answers(folder, name)
+        if [a.id for a in answers] != [q.id for q in asked]:
+            raise DataError(
+                f"the answers of {name!r} are not to these questions",
+                where=str(folder),
+                value=_first_difference([q.id for q in asked], [a.id for a in answers]),
+                cure="run the answer step again",
+            )
+        found[name] = [Answered(q, a) for q, a in zip(asked, answers, strict=True)]
+    return found
+
+
+def contenders(folder: Path) -> list[str]:
+    """The contenders' names in an `answers` artifact's files, in the recipe's order."""
+    return [str(c["name"]) for c in json.loads((folder / "contenders.json").read_text(encoding="utf-8"))]
+
+
+def check_references(answers: Answers, metrics: Sequence[Metric]) -> None:
+    """Raise DataError for the first question without a reference where a metric reads it."""
+    readers = [m.name for m in metrics if m.reads_reference]
+    if not readers:
+        return
+    for item in next(iter(answers.values())):
+        if not item.reference.strip():
+            raise DataError(
+                f"the question has no reference answer, which {readers[0]} compares with",
+                where=f"question {item.question.id}",
+                value=item.reference,
+                cure="give it an answer, or leave it out of the questions",
+            )
+
+
+def item_rows(answers: Answers, metrics: Sequence[Metric]) -> list[Row]:
+    """One row for each contender and question, with every metric's value."""
+    return [
+        {
+            "id": item.question.id,
+            "contender": name,
+            "group": item.question.group,
+            **{m.name: m.measure(item) for m in metrics},
+        }
+        for name, items in answers.items()
+        for item in items
+    ]
+
+
+def _first_difference(wanted: Sequence[str], found: Sequence[str]) -> str:
+    for index, (a, b) in enumerate(zip(wanted, found, strict=False)):
+        if a != b:
+            return f"{b} where {a} was asked (number {index + 1})"
+    return f"{len(found)} answers to {len(wanted)} questions"

@@ -1,0 +1,297 @@
+"""How sure one can be: intervals, paired tests, correction for many comparisons, and the verdict in words.
+
+Everything is seeded, vectorised, and resamples whole clusters (documents), so that items that belong together do not
+pass for independent ones. A mean is the total of the values over the total of the weights, so that one function serves
+scores (weight 1) and bits per byte (weight: a document's bytes).
+
+    0/1 outcomes      Wilson interval; exact McNemar test
+    any score         BCa bootstrap interval; sign-flip permutation test
+    all comparisons   Holm; a verdict needs both the corrected test and the interval
+
+Refuses nothing: fewer than two clusters have no interval, and no test rejects on them.
+Shapes: G clusters, R resamples, K columns of totals.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr, ndtr, ndtri, stdtrit
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]
+"""From totals (..., K) to the estimate (...)."""
+Verdict = Literal["better", "worse", "no evidence of a difference"]
+
+PERMUTATIONS = 20_000
+"""Sign flips drawn: a p-value reaches down to 5e-5, so Holm over a thousand comparisons can still reject at 0.05."""
+
+EXACT_FLIPS = 14
+"""Up to so many nonzero differences all sign flips (16,384) are enumerated instead."""
+
+CHUNK = 4_000_000
+"""Numbers drawn at once, which bounds memory at about 100 MB."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval; low and high are None where too few clusters say nothing."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    method: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A contender against another, on the same items. difference: contender minus other.
+
+    p: two-sided, uncorrected. detectable: the smallest true difference that so many items show in 80 of 100 studies.
+    """
+
+    difference: Interval
+    p: float
+    test: str
+    detectable: float | None
+
+
+def ratio(totals: Floats) -> Floats:
+    """First column over the second: the weighted mean of the items."""
+    result: Floats = totals[..., 0] / totals[..., 1]
+    return result
+
+
+def cluster_totals(columns: ArrayLike, clusters: Sequence[Hashable] | None) -> Floats:
+    """Sums of (items, K) columns within each cluster, (G, K), in order of first appearance."""
+    values = np.asarray(columns, dtype=np.float64)
+    if clusters is None:
+        return values
+    index: dict[Hashable, int] = {}
+    places = [index.setdefault(c, len(index)) for c in clusters]
+    totals = np.zeros((len(index), values.shape[1]))
+    np.add.at(totals, places, values)
+    return totals
+
+
+def mean_interval(
+    values: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    bounded: bool = False,
+    binary: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """The (weighted) mean of the values with its interval.
+
+    weights: the mean is sum(values) / sum(weights). clusters: a label an item, resampled together.
+    binary: the values are 0 and 1, and without clusters the interval is Wilson's. bounded: they lie in [0, 1], so that
+    values without any spread get Wilson's interval, which holds for them too, instead of one without width.
+    """
+    totals = _totals(values, weights, clusters)
+    estimate = float(ratio(totals.sum(0)))
+    if len(totals) < 2:
+        return Interval(estimate, None, None, "too few items")
+    plain = weights is None and clusters is None
+    if plain and binary:
+        return Interval(estimate, *wilson(estimate, len(totals), confidence), "wilson")
+    if plain and bounded and np.ptp(totals[:, 0]) == 0:
+        return Interval(estimate, *wilson(estimate, len(totals), confidence), "wilson")
+    low, high = bootstrap(totals, ratio, confidence=confidence, resamples=resamples, seed=seed)
+    return Interval(estimate, low, high, _bootstrap_name(clusters))
+
+
+def compare(
+    left: ArrayLike,
+    right: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    bounded: bool = False,
+    binary: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Mean of `left` minus mean of `right`, item by item: left[i] and right[i] are about the same thing.
+
+    0/1 outcomes: exact McNemar, and the interval of Bonett and Price (2012). Scores: sign-flip permutation and the
+    paired bootstrap; bounded scores that differ by the same everywhere get Bonett and Price's, which has a width.
+    """
+    a, b = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"paired values must be of one length, not {a.shape} and {b.shape}")
+    totals = _totals(a - b, weights, clusters)
+    estimate = float(ratio(totals.sum(0)))
+    plain = weights is None and clusters is None
+    if plain and binary:
+        test, p = "mcnemar", mcnemar(int(np.sum(a > b)), int(np.sum(a < b)))
+    else:
+        test, p = "permutation", permutation(totals[:, 0], seed=seed)
+    if len(totals) < 2:
+        return Comparison(Interval(estimate, None, None, "too few items"), p, test, None)
+    spread = standard_error(totals, bounded=bounded and plain)
+    detectable = minimum_detectable(spread, confidence=confidence)
+    if plain and (binary or (bounded and np.ptp(totals[:, 0]) == 0)):
+        interval = Interval(estimate, *bonett_price(totals[:, 0], confidence), "bonett-price")
+    else:
+        low, high = bootstrap(totals, ratio, confidence=confidence, resamples=resamples, seed=seed)
+        interval = Interval(estimate, low, high, _bootstrap_name(clusters))
+    return Comparison(interval, p, test, detectable)
+
+
+def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share of `n`. Also holds for means of values in [0, 1], conservatively:
+    their variance is at most that of 0/1 values with the same mean.
+    """
+    z = _z(confidence)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bonett_price(differences: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean of paired differences in [-1, 1]: one item more that speaks for either side, then normal.
+
+    For 0/1 outcomes exactly the adjusted Wald interval of Bonett and Price (2012); it never has zero width.
+    """
+    padded = np.append(np.asarray(differences, dtype=np.float64), [1.0, -1.0])
+    mean = float(padded.mean())
+    half = _z(confidence) * float(padded.std()) / math.sqrt(len(padded))
+    return max(-1.0, mean - half), min(1.0, mean + half)
+
+
+def bootstrap(
+    totals: ArrayLike, statistic: Statistic, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """BCa bootstrap interval (Efron 1987) of a statistic of column totals, resampling the rows of (G, K) totals.
+
+    The acceleration comes from leaving out one row at a time. Resampling G rows understates their spread, so the
+    levels are those of Student's t, widened by sqrt(G / (G - 1)) (Hesterberg 2015): at 100 rows, 1.7 % wider. A
+    statistic that every resample gives alike has an interval without width.
+    """
+    rows = np.asarray(totals, dtype=np.float64)
+    whole = rows.sum(0)
+    estimate = float(statistic(whole))
+    replicates = np.sort(statistic(resampled_totals(rows, resamples, seed)))
+    if replicates[0] == replicates[-1]:
+        return float(replicates[0]), float(replicates[-1])
+    below = (np.sum(replicates < estimate) + np.sum(replicates <= estimate)) / (2 * resamples)
+    bias = float(ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples)))
+    influence = statistic(whole - rows)
+    influence = influence.mean() - influence
+    cubes, squares = float(np.sum(influence**3)), float(np.sum(influence**2))
+    acceleration = cubes / (6 * squares**1.5) if squares > 0 else 0.0
+    count = len(rows)
+    z = np.array([-1.0, 1.0]) * float(stdtrit(count - 1, 0.5 + confidence / 2)) * math.sqrt(count / (count - 1))
+    levels = ndtr(bias + (bias + z) / (1 - acceleration * (bias + z)))
+    low, high = np.quantile(replicates, levels)
+    return float(low), float(high)
+
+
+def resampled_totals(rows: Floats, resamples: int, seed: int) -> Floats:
+    """Column totals (R, K) of `resamples` draws of G rows with replacement."""
+    rng = np.random.default_rng(seed)
+    count = len(rows)
+    found = np.empty((resamples, rows.shape[1]))
+    step = max(1, CHUNK // count)
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        drawn = rng.integers(0, count, size=(size, count)) + np.arange(size)[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
+        found[start : start + size] = times @ rows
+    return found
+
+
+def mcnemar(only_left: int, only_right: int) -> float:
+    """Exact two-sided p of McNemar's test (1947) from the numbers of discordant pairs: binomial with share 1/2."""
+    n = only_left + only_right
+    return min(1.0, 2 * float(bdtr(min(only_left, only_right), n, 0.5))) if n else 1.0
+
+
+def permutation(differences: ArrayLike, *, seed: int = 0, flips: int = PERMUTATIONS) -> float:
+    """Two-sided p of the paired permutation test: the sign of each difference is flipped at random.
+
+    All 2^m flips of m <= EXACT_FLIPS nonzero differences are enumerated; beyond, (1 + as extreme) / (1 + flips)
+    (Phipson and Smyth 2010), which is never 0.
+    """
+    nonzero = np.asarray(differences, dtype=np.float64)
+    nonzero = nonzero[nonzero != 0]
+    if not len(nonzero):
+        return 1.0
+    extreme = abs(nonzero.sum()) - 1e-9 * np.abs(nonzero).sum()  # sums in another order differ by rounding
+    if len(nonzero) <= EXACT_FLIPS:
+        bits = np.arange(2 ** len(nonzero))[:, None] >> np.arange(len(nonzero)) & 1
+        return float(np.mean(np.abs((1 - 2 * bits) @ nonzero) >= extreme))
+    rng = np.random.default_rng(seed)
+    eights = np.pad(nonzero, (0, -len(nonzero) % 8)).reshape(-1, 8)
+    signed_sums = eights @ (1 - 2 * (np.arange(256)[None, :] >> np.arange(8)[:, None] & 1))
+    place = np.arange(len(eights))
+    as_extreme = 0
+    step = max(1, CHUNK // len(eights))
+    for start in range(0, flips, step):  # a random byte is the signs of eight differences: eight times fewer additions
+        drawn = rng.integers(0, 256, (min(step, flips - start), len(eights)), np.uint8)
+        as_extreme += int(np.sum(np.abs(signed_sums[place, drawn].sum(1)) >= extreme))
+    return (1 + as_extreme) / (1 + flips)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values (1979), in the order given: any dependence, no false alarm among all."""
+    adjusted = [0.0] * len(p)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def standard_error(totals: ArrayLike, *, bounded: bool = False) -> float:
+    """Standard error of a ratio of totals (G, 2), linearised. bounded: as if one item more spoke for either side."""
+    rows = np.asarray(totals, dtype=np.float64)
+    if bounded:
+        rows = np.vstack([rows, [[1.0, 1.0], [-1.0, 1.0]]])
+    value, weight = rows.sum(0)
+    residuals = rows[:, 0] - value / weight * rows[:, 1]
+    count = len(rows)
+    return float(np.sqrt(np.sum(residuals**2) * count / (count - 1)) / weight)
+
+
+def minimum_detectable(standard_error: float, *, confidence: float = 0.95, power: float = 0.8) -> float:
+    """The true difference that a two-sided test at 1 - confidence finds with this power, before any correction."""
+    return (_z(confidence) + float(ndtri(power))) * standard_error
+
+
+def verdict(
+    difference: float,
+    low: float | None,
+    high: float | None,
+    p_holm: float,
+    *,
+    higher_is_better: bool = True,
+    confidence: float = 0.95,
+) -> Verdict:
+    """The comparison in words. A difference is claimed where the corrected test rejects and the interval excludes 0."""
+    excludes_zero = low is not None and high is not None and (low > 0 or high < 0)
+    if not excludes_zero or p_holm >= round(1 - confidence, 12):  # 1 - 0.95 is a little above 0.05
+        return "no evidence of a difference"
+    return "better" if (difference > 0) == higher_is_better else "worse"
+
+
+def _totals(values: ArrayLike, weights: ArrayLike | None, clusters: Sequence[Hashable] | None) -> Floats:
+    column = np.asarray(values, dtype=np.float64)
+    under = np.ones_like(column) if weights is None else np.asarray(weights, dtype=np.float64)
+    return cluster_totals(np.column_stack([column, under]), clusters)
+
+
+def _bootstrap_name(clusters: Any) -> str:
+    return "bca" if clusters is None else "cluster bca"
+
+
+def _z(confidence: float) -> float:
+    return float(ndtri(0.5 + confidence / 2))

@@ -1,0 +1,170 @@
+"""From measurements per item to `scores.json`: means with intervals, paired differences, one Holm family, verdicts.
+
+All comparisons of one artifact are corrected together, so what it shows has one error rate. Intervals are not
+corrected. A metric that is neither better high nor low, and one that only restates another, is shown without
+comparisons, which keeps the family small.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from metier.core.errors import DataError
+from metier.evaluate.metrics import Metric
+from metier.evaluate.statistics import Comparison, Interval, compare, holm, mean_interval, verdict
+
+ALL = "all"
+"""The group of all items."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One contender's values of one metric over the items of one group, in the items' order.
+
+    weights: the mean is sum(values) / sum(weights); items are then whole documents. exponential: show exp of that mean.
+    compared: it takes part in comparisons. higher_is_better, bounded, binary: as in metrics.Metric.
+    """
+
+    contender: str
+    metric: str
+    group: str
+    values: Sequence[float]
+    higher_is_better: bool | None
+    weights: Sequence[float] | None = None
+    bounded: bool = False
+    binary: bool = False
+    exponential: bool = False
+    compared: bool = True
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How intervals are made. against: the contenders that all others are compared with, the first being the baseline.
+
+    Comparisons and intervals use the same seed for every contender, so they resample the same items.
+    """
+
+    against: tuple[str, ...]
+    confidence: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments that intervals and comparisons share."""
+        return {"confidence": self.confidence, "resamples": self.resamples, "seed": self.seed}
+
+
+@dataclass
+class _Pending:
+    """A comparison whose corrected p is not known until all are made."""
+
+    against: str
+    found: Comparison
+    higher_is_better: bool
+    row: Row = field(default_factory=dict)
+
+
+def table(columns: Sequence[Column], settings: Settings) -> Row:
+    """The contents of `scores.json`: a row a column, in their order."""
+    others = {(c.contender, c.metric, c.group): c for c in columns}
+    rows: list[Row] = []
+    pending: list[_Pending] = []
+    for column in columns:
+        row = _mean_row(column, settings)
+        rows.append(row)
+        for against in settings.against:
+            if against == column.contender or not column.compared or column.higher_is_better is None:
+                continue
+            other = others[against, column.metric, column.group]
+            one = _Pending(against, _compare(column, other, settings), column.higher_is_better)
+            row["versus"].append(one.row)
+            pending.append(one)
+    for one, p_holm in zip(pending, holm([one.found.p for one in pending]), strict=True):
+        one.row.update(_versus_row(one, p_holm, settings.confidence))
+    return {"baseline": settings.against[0], "confidence": settings.confidence, "rows": rows}
+
+
+def answer_columns(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[Column]:
+    """The columns to compare: each contender, each metric, all items together and then each group of them."""
+    names = list(dict.fromkeys(str(row["contender"]) for row in rows))
+    return [
+        Column(
+            name,
+            m.name,
+            group,
+            [row[m.name] for row in rows if row["contender"] == name and group in (ALL, row["group"])],
+            m.higher_is_better,
+            bounded=m.bounded,
+            binary=m.binary,
+        )
+        for m in metrics
+        for group in (ALL, *groups(rows))
+        for name in names
+    ]
+
+
+def groups(rows: Sequence[Row]) -> list[str]:
+    """The groups that scores are broken down by, as they first appear; none where all items are in the same."""
+    found = list(dict.fromkeys(str(row["group"]) for row in rows))
+    if ALL in found:
+        raise DataError(f"a group of questions may not be called {ALL!r}", cure="give the group another name")
+    return [group for group in found if group] if len(found) > 1 else []
+
+
+def _mean_row(column: Column, settings: Settings) -> Row:
+    found = mean_interval(
+        column.values, weights=column.weights, bounded=column.bounded, binary=column.binary, **settings.options
+    )
+    if column.exponential:  # BCa respects monotone maps: the interval of the exponential is that of the interval
+        found = Interval(_exp(found.estimate), _exp(found.low), _exp(found.high), found.method)
+    return {
+        "contender": column.contender,
+        "metric": column.metric,
+        "group": column.group,
+        "n": len(column.values),
+        "mean": found.estimate,
+        "low": found.low,
+        "high": found.high,
+        "higher_is_better": column.higher_is_better,
+        "method": found.method,
+        "versus": [],
+    }
+
+
+def _compare(column: Column, other: Column, settings: Settings) -> Comparison:
+    return compare(
+        column.values,
+        other.values,
+        weights=column.weights,
+        bounded=column.bounded,
+        binary=column.binary,
+        **settings.options,
+    )
+
+
+def _versus_row(one: _Pending, p_holm: float, confidence: float) -> Row:
+    gap = one.found.difference
+    word = verdict(
+        gap.estimate, gap.low, gap.high, p_holm, higher_is_better=one.higher_is_better, confidence=confidence
+    )
+    return {
+        "against": one.against,
+        "difference": gap.estimate,
+        "low": gap.low,
+        "high": gap.high,
+        "p": one.found.p,
+        "p_holm": p_holm,
+        "verdict": word,
+        "detectable": one.found.detectable,
+        "method": gap.method,
+        "test": one.found.test,
+    }
+
+
+def _exp(value: float | None) -> Any:
+    return None if value is None else float(np.exp(value))
