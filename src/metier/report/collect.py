@@ -1,0 +1,356 @@
+"""Finished artifacts -> plain dataclasses. The only module of the report that reads an artifact's files.
+
+A run may lack any of it (no scores, no perplexity, one contender, training alone): what is absent becomes an empty
+tuple or None, and the page says less. What is present must be sound: a file that is not JSON, or holds NaN, is a
+StoreError that names file and line. Costs one pass over the answers, the scores' items and the training curves.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metier.core.errors import StoreError
+from metier.core.fingerprint import Json
+from metier.core.store import Artifact
+
+TEXT_METRICS = ("bits_per_byte", "perplexity")
+"""Metrics of a model on running text; all others are metrics of its answers."""
+
+Row = dict[str, Any]
+Result = Mapping[str, tuple[Mapping[str, Json], Artifact]]
+"""Step name -> (the stage as a dict with its `kind`, defaults included; its artifact), in the recipe's order."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a step read. step: the step of this run that made it, or None for a file or an outside model."""
+
+    value: str
+    field: str
+    step: str | None
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model was trained.
+
+    points: logged steps (step, loss, learning_rate, tokens ...), oldest first; dev: rows {"step", "dev_loss"}.
+    about: counts that two runs share; measured: seconds, speed and memory of this one.
+    """
+
+    points: tuple[Row, ...]
+    dev: tuple[Row, ...]
+    about: Row
+    measured: Row
+
+
+@dataclass(frozen=True)
+class Data:
+    """What came into a documents or examples step, and what was kept out. rejects: reason -> rows."""
+
+    counts: dict[str, int]
+    replay_ratio: float | None
+    rejects: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the run. settings: its stage; notable: those that are not the default."""
+
+    name: str
+    kind: str
+    produces: str
+    settings: Mapping[str, Json]
+    artifact: Artifact
+    record: Row
+    inputs: tuple[Input, ...]
+    warnings: tuple[str, ...]
+    training: Training | None = None
+    data: Data | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """It leaves an adapter, which needs its base."""
+        return (self.artifact.files / "adapter_config.json").exists()
+
+
+@dataclass(frozen=True)
+class Versus:
+    """A paired comparison with another contender.
+
+    detectable: the smallest true difference that so many items show in 80 of 100 studies. method: of the interval.
+    """
+
+    against: str
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    verdict: str
+    detectable: float | None
+    method: str = ""
+    test: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A contender's mean on one metric and group, with its interval.
+
+    higher_is_better: None where neither is.
+    """
+
+    contender: str
+    metric: str
+    group: str
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+    higher_is_better: bool | None
+    method: str
+    versus: tuple[Versus, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score or perplexity step. items: (contender, question id) -> metric -> value, for score steps alone."""
+
+    step: str
+    baseline: str
+    confidence: float
+    rows: tuple[Score, ...]
+    answers: str | None
+    items: Mapping[tuple[str, str], Row] = field(default_factory=dict)
+
+    @property
+    def of_text(self) -> bool:
+        """It measures likelihood of running text, not answers."""
+        return all(row.metric in TEXT_METRICS for row in self.rows)
+
+    def row(self, contender: str, metric: str, group: str) -> Score | None:
+        """The one row, or None where it was not scored."""
+        wanted = (contender, metric, group)
+        return next((r for r in self.rows if (r.contender, r.metric, r.group) == wanted), None)
+
+    def metrics(self) -> list[str]:
+        """Metric names in the order in which they stand."""
+        return list(dict.fromkeys(r.metric for r in self.rows))
+
+    def groups(self) -> list[str]:
+        """Group names in the order in which they stand, `all` first."""
+        names = list(dict.fromkeys(r.group for r in self.rows))
+        return sorted(names, key=lambda name: name != "all")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model that was asked. measured: seconds, tokens_per_second, peak_rss_bytes, p50_seconds, p95_seconds."""
+
+    name: str
+    model: str
+    parameters: int | None
+    measured: Row
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One answer step. texts: contender -> question id -> {"text", "tokens", "stopped"}."""
+
+    step: str
+    contenders: tuple[Contender, ...]
+    questions: tuple[Row, ...]
+    texts: Mapping[str, Mapping[str, Row]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the report knows of a run."""
+
+    recipe: str
+    description: str
+    steps: tuple[Step, ...]
+    answers: tuple[Answers, ...]
+    scores: tuple[Scores, ...]
+
+    def step(self, name: str) -> Step | None:
+        """The step of that name."""
+        return next((s for s in self.steps if s.name == name), None)
+
+    def contenders(self) -> tuple[Contender, ...]:
+        """Every contender once, in the order in which the steps name them."""
+        found: dict[str, Contender] = {}
+        for answers in self.answers:
+            for contender in answers.contenders:
+                found.setdefault(contender.name, contender)
+        for scores in self.scores:
+            for row in scores.rows:
+                found.setdefault(row.contender, Contender(row.contender, row.contender, None, {}))
+        return tuple(found.values())
+
+    def ancestors(self, name: str) -> set[str]:
+        """Every step and outside model that `name` was made from, itself included."""
+        seen: set[str] = set()
+        todo = [name]
+        while todo:
+            current = todo.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            step = self.step(current)
+            todo.extend((i.step or i.value) for i in step.inputs) if step else None
+        return seen
+
+
+def collect(result: Result, recipe: str, description: str = "") -> Run:
+    """Read all that the report shows. Raises StoreError where an artifact's file is damaged."""
+    by_key = {artifact.key: name for name, (_, artifact) in result.items()}
+    steps = tuple(_step(name, stage, artifact, result, by_key) for name, (stage, artifact) in result.items())
+    return Run(
+        recipe,
+        description,
+        steps,
+        tuple(_answers(s) for s in steps if s.produces == "answers"),
+        tuple(_scores(s) for s in steps if s.produces == "scores"),
+    )
+
+
+def _step(name: str, stage: Mapping[str, Json], artifact: Artifact, result: Result, by_key: dict[str, str]) -> Step:
+    record = artifact.record
+    produces = str(record.get("produces", ""))
+    inputs = tuple(
+        Input(value, str(given.get("field", "")), _made_by(value, str(given.get("link", "")), result, by_key))
+        for value, given in (record.get("inputs") or {}).items()
+    )
+    warnings = Counter(str(e.get("text", "")) for e in artifact.events() if e.get("event") == "warning")
+    return Step(
+        name=name,
+        kind=str(stage.get("kind", record.get("kind", ""))),
+        produces=produces,
+        settings=stage,
+        artifact=artifact,
+        record=record,
+        inputs=inputs,
+        warnings=tuple(f"{text} (×{n})" if n > 1 else text for text, n in warnings.items()),
+        training=_training(artifact) if produces == "model" and (artifact.files / "train.jsonl").exists() else None,
+        data=_data(artifact) if produces in ("documents", "examples") else None,
+    )
+
+
+def _made_by(value: str, link: str, result: Result, by_key: dict[str, str]) -> str | None:
+    """The step of this run behind an input.
+
+    A cached record may have been written by another recipe, under other step names; the key in its link stays.
+    """
+    parts = link.split("/")
+    key = parts[-2] if parts[:2] == ["..", ".."] and len(parts) >= 4 else None
+    if value in result and key in (None, result[value][1].key):
+        return value
+    return by_key.get(key) if key else None
+
+
+def _training(artifact: Artifact) -> Training:
+    rows = list(_rows(artifact.files / "train.jsonl"))
+    return Training(
+        points=tuple(r for r in rows if "loss" in r),
+        dev=tuple(r for r in rows if "dev_loss" in r),
+        about=_object(artifact.files / "about.json"),
+        measured=_object(artifact.measured / "about.json"),
+    )
+
+
+def _data(artifact: Artifact) -> Data:
+    about = _object(artifact.files / "about.json")
+    rejects = Counter(str(row.get("reason", "")) for row in _rows(artifact.files / "rejects.jsonl"))
+    return Data(dict(about.get("counts") or {}), about.get("replay_ratio"), dict(rejects.most_common()))
+
+
+def _answers(step: Step) -> Answers:
+    files, measured = step.artifact.files, _object(step.artifact.measured / "contenders.json")
+    contenders = tuple(
+        Contender(str(c["name"]), str(c["model"]), c.get("parameters"), measured.get(str(c["name"])) or {})
+        for c in _json(files / "contenders.json")
+    )
+    texts = {c.name: {str(r["id"]): r for r in _rows(_answer_file(files, c.name))} for c in contenders}
+    return Answers(step.name, contenders, tuple(_rows(files / "questions.jsonl")), texts)
+
+
+def _answer_file(files: Path, contender: str) -> Path:
+    return files / "answers" / f"{contender.replace('/', '--')}.jsonl"
+
+
+def _scores(step: Step) -> Scores:
+    scores = _object(step.artifact.files / "scores.json")
+    rows = tuple(_score(row) for row in scores.get("rows") or ())
+    of_answers = next((i.step for i in step.inputs if i.field.split(".")[0] == "answers"), None)
+    items: dict[tuple[str, str], Row] = {}
+    if of_answers is not None:
+        items = {(str(r["contender"]), str(r["id"])): r for r in _rows(step.artifact.files / "items.jsonl")}
+    return Scores(
+        step.name, str(scores.get("baseline", "")), float(scores.get("confidence", 0.95)), rows, of_answers, items
+    )
+
+
+def _score(row: Row) -> Score:
+    return Score(
+        contender=str(row["contender"]),
+        metric=str(row["metric"]),
+        group=str(row["group"]),
+        n=int(row["n"]),
+        mean=float(row["mean"]),
+        low=row.get("low"),
+        high=row.get("high"),
+        higher_is_better=row.get("higher_is_better"),
+        method=str(row.get("method", "")),
+        versus=tuple(
+            Versus(
+                against=str(v["against"]),
+                difference=float(v["difference"]),
+                low=v.get("low"),
+                high=v.get("high"),
+                p=v.get("p"),
+                p_holm=v.get("p_holm"),
+                verdict=str(v.get("verdict", "")),
+                detectable=v.get("detectable"),
+                method=str(v.get("method", "")),
+                test=str(v.get("test", "")),
+            )
+            for v in row.get("versus") or ()
+        ),
+    )
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """The objects of a JSONL file; none where the step wrote no such file."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            yield _parse(line, f"{path}:{number}")
+
+
+def _object(path: Path) -> Row:
+    """A JSON object; empty where the step wrote no such file."""
+    value = _json(path) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise StoreError("not a JSON object", where=str(path), cure="delete the artifact's folder and run again")
+    return value
+
+
+def _json(path: Path) -> Any:
+    return _parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _parse(text: str, where: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number to report")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except ValueError as error:
+        raise StoreError(
+            f"the artifact cannot be read ({error})", where=where, cure="delete the artifact's folder and run again"
+        ) from error

@@ -1,0 +1,156 @@
+"""Everything collected -> one self-contained HTML file.
+
+The page asks for nothing: no script, no font, no image from anywhere, and a content security policy that refuses them.
+jinja2 escapes every value, and every value passes `wording.visible` first, so a model's text stays text.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from metier.report import lineage, sections, wording
+from metier.report.collect import Run, Step
+from metier.report.leaderboard import TIE_RULE, Board, final_model
+from metier.report.plots import legend_marker
+from metier.report.samples import EACH, RIGHT, WRONG, choose
+from metier.stages import CATALOGUE
+
+TEMPLATES = Path(__file__).parent / "templates"
+TEXT_LIMIT = 700
+"""Characters shown of a question, a reference or an answer."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step as a row of `what was done`."""
+
+    step: Step
+    settings: tuple[tuple[str, str], ...]
+    trained: int | None
+    total: int | None
+    tokens: int | None
+    seconds: float | None
+
+
+def render(run: Run, board: Board) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=wording.number,
+        interval=wording.interval,
+        count=wording.count,
+        short=wording.short_count,
+        duration=wording.duration,
+        memory=wording.memory,
+        p=wording.probability,
+        capitalize_first=lambda text: text[:1].upper() + text[1:],
+        verdict_mark=wording.verdict_mark,
+        group_title=lambda name: wording.group(name)[0],
+        clip=lambda text: wording.cut(text, TEXT_LIMIT),
+        mark=legend_marker,
+    )
+    final = final_model(run)
+    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))  # noqa: S704
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        board=board,
+        style=style,
+        final=final,
+        confidence=board.scores.confidence if board.scores else 0.95,
+        metric=wording.metric(board.metric) if board.metric else None,
+        tie_rule=TIE_RULE,
+        headline=sections.headline(run, board),
+        picture=lineage.picture(_boxes(run, board, final)),
+        done=[_done(step) for step in run.steps],
+        better=sections.blocks(run, board, of_text=False),
+        forgotten=sections.blocks(run, board, of_text=True),
+        training=sections.training(run),
+        samples=choose(run, board),
+        each=EACH,
+        thresholds=(RIGHT, WRONG),
+        data=[step for step in run.steps if step.data],
+        labels=[step for step in run.steps if step.training and step.training.about.get("labels")],
+        warnings=[step for step in run.steps if step.warnings],
+        machines=_shared(run, "machine"),
+        versions=_shared(run, "versions"),
+        recipe=_recipe(run),
+        limits=sections.limits(run, board),
+    )
+
+
+def _finalize(value: Any) -> Any:
+    """Every `{{ value }}` of the templates passes here; Markup is our own drawing, made of escaped parts."""
+    if value is None:
+        return wording.MISSING
+    return value if isinstance(value, Markup) else wording.visible(str(value))
+
+
+def _boxes(run: Run, board: Board, final: Step | None) -> list[lineage.Box]:
+    roles = {p.contender.model: str(p.role) for p in board.places}
+    if final:
+        roles[final.name] = "specialist"
+    outside = dict.fromkeys(
+        i.value for s in run.steps for i in s.inputs if i.step is None and i.field.split(".")[0] in ("model", "models")
+    )
+    boxes = [lineage.Box(name, "outside model", (), roles.get(name, ""), outside=True) for name in outside]
+    for step in run.steps:
+        parents = tuple(dict.fromkeys(i.step or i.value for i in step.inputs))
+        boxes.append(lineage.Box(step.name, _caption(step), parents, roles.get(step.name, "")))
+    return boxes
+
+
+def _caption(step: Step) -> str:
+    method = step.settings.get("method")
+    if method is None:
+        return step.kind
+    name = method if isinstance(method, str) else next((k for k, v in method.items() if v is not None), "")
+    trained = _parameters(step)[0]
+    return f"{step.kind} · {name}" + (f" · {wording.short_count(trained)} trained" if trained else "")
+
+
+def _parameters(step: Step) -> tuple[int | None, int | None]:
+    counts = (step.training.about.get("parameters") or {}) if step.training else {}
+    return counts.get("trained"), counts.get("total")
+
+
+def _done(step: Step) -> Done:
+    """What reads other steps is in the picture, what is at its default in the recipe below: neither is repeated."""
+    changed = CATALOGUE[step.kind].model_validate(step.settings).model_dump(mode="json", exclude_defaults=True)
+    wiring = {i.field.split(".")[0] for i in step.inputs if i.step is not None or i.field in ("model", "models")}
+    settings = tuple(
+        (name, wording.cut(wording.setting(value), 160)) for name, value in changed.items() if name not in wiring
+    )
+    trained, total = _parameters(step)
+    about = step.training.about if step.training else {}
+    return Done(step, settings, trained, total, about.get("tokens_seen"), step.record.get("seconds"))
+
+
+def _shared(run: Run, part: str) -> list[tuple[list[str], dict[str, str]]]:
+    """The distinct machines or version sets of the records, each with the steps that ran there."""
+    found: list[tuple[list[str], dict[str, str]]] = []
+    for step in run.steps:
+        value = {str(k): wording.setting(v) for k, v in (step.record.get(part) or {}).items()}
+        same = next((steps for steps, known in found if known == value), None)
+        if same is not None:
+            same.append(step.name)
+        elif value:
+            found.append(([step.name], value))
+    return found
+
+
+def _recipe(run: Run) -> str:
+    """The resolved recipe, defaults included."""
+    head = {"name": run.recipe, **({"description": run.description} if run.description else {})}
+    steps = {step.name: dict(step.settings) for step in run.steps}
+    return yaml.safe_dump({**head, "steps": steps}, sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,309 @@
+"""The published folder and its page: sections, escaping, self-containment, degrading, determinism."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import fake_run as fakes
+import pytest
+
+from metier.core.errors import StoreError
+from metier.report import publish
+from metier.report.collect import collect
+from metier.report.leaderboard import final_model, rank
+from metier.report.samples import choose, mark
+
+SECTIONS = ["headline", "done", "better", "forgotten", "training", "answers", "speed", "data", "lineage", "limits"]
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with attributes, and the text of each section."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.sections: dict[str, str] = {}
+        self._inside: str | None = None
+        self._style = False
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._style = tag == "style"
+        if tag == "section":
+            self._inside = dict(attrs)["id"]
+            self.sections[self._inside] = ""
+
+    def handle_endtag(self, tag):
+        self._style = False
+        if tag == "section":
+            self._inside = None
+
+    def handle_data(self, data):
+        if self._inside and not self._style:
+            self.sections[self._inside] += " " + data
+
+    def words(self, section: str) -> str:
+        return " ".join(self.sections[section].split())
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return fakes.full_run(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def out(result, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    publish(result, "quickstart", folder, description="Reads & learns.")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(out):
+    return Page(out / "report.html")
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_section_has_content(page):
+    assert list(page.sections) == SECTIONS
+    for name in SECTIONS:
+        assert len(page.words(name)) > 150, name
+
+
+def test_the_headline_says_it_in_words_with_numbers(page):
+    words = page.words("headline")
+    assert re.search(r"On 300 test questions, specialist reaches a token F1 of 0\.\d\d \[0\.\d\d, 0\.\d\d\]", words)
+    assert "the base, seedling, 0." in words
+    assert "▲ better" in words
+    assert "Against the comparison run pairs-only, on the 150 “corpus-only” questions" in words
+    assert re.search(r"held-out general text \(general\), specialist needs 0\.845 .* ▼ worse", words)
+
+
+def test_sections_show_what_they_are_for(page):
+    assert "4.62 M" in page.words("done")
+    assert "learning_rate 0.001" in page.words("done")
+    assert "batch_size" not in page.words("done")  # a default
+    assert "batch_size" not in page.words("better")
+    assert "Knowledge from the corpus" in page.words("better")
+    assert "no evidence of a difference" in page.words("forgotten")
+    assert "articles: domain text" in page.words("forgotten")
+    assert "general: general text" in page.words("forgotten")
+    assert "lowest 0.718 at step 600" in page.words("training")
+    assert "drawn at random" in page.words("answers")
+    assert "✓ right" in page.words("answers")
+    assert "41 ms" in page.words("speed")
+    assert "1.21 GiB" in page.words("speed")
+    assert "4: shorter than min_chars (4)" in page.words("data")
+    assert "3 rows are truncated (×2)" in page.words("data")
+    assert "max_new_tokens: 32" in page.words("lineage")
+    assert "2.13.0" in page.words("lineage")
+    assert "One seed" in page.words("limits")
+
+
+def test_it_asks_the_network_for_nothing(page):
+    policy = next(a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv"))
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    assert "script-src" not in policy
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "img", "base", "form", "image", "use")
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            assert name not in ("src", "srcset", "action", "background", "xlink:href")
+            if name == "href":
+                assert str(value).startswith("#")
+    assert "://" not in page.source
+    assert "@import" not in page.source
+    assert "url(" not in page.source
+
+
+def test_the_page_has_no_broken_numbers(page):
+    assert not re.search(r"\b(nan|NaN|inf|None|Undefined)\b", " ".join(page.sections.values()))
+    shapes = [a for t, a in page.tags if t in ("line", "polyline", "path", "rect", "circle", "svg")]
+    assert not [a for a in shapes if re.search("nan|inf", " ".join(str(v) for v in a.values()))]
+
+
+def test_strings_of_others_stay_strings(page):
+    assert "<script>alert" in page.words("answers")  # as text
+    assert "<script>alert" in page.words("data")  # a warning
+    assert "‹U+0000›" in page.words("answers")
+    assert "‹U+202E›gnirts‹U+202C›" in page.words("answers")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", page.source)
+
+
+def test_hostile_names_and_settings_stay_strings_too(tmp_path):
+    run = fakes.FakeRun(tmp_path / "store")
+    evil = '"><script>x</script>\u202e'
+    files = fakes.model_files("full", steps=2)
+    run.add(
+        evil.replace("/", "|"),
+        {"kind": "pretrain", "model": evil, "documents": evil},
+        "model",
+        files=files,
+        inputs={evil: "model"},
+    )
+    shown = Page(publish(run.result, evil, tmp_path / "out", description=evil))
+    assert "script" not in {tag for tag, _ in shown.tags}
+    assert "\u202e" not in shown.source
+
+
+def test_equal_input_gives_equal_bytes(result, out, tmp_path):
+    publish(result, "quickstart", tmp_path, description="Reads & learns.")
+    for name in ("report.html", "leaderboards_full.json"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_it_stays_small(out):
+    assert (out / "report.html").stat().st_size < 400_000
+
+
+# --- with little to show ----------------------------------------------------------------------------------------------
+
+
+def test_training_alone(tmp_path):
+    shown = Page(publish(fakes.training_only(tmp_path / "store"), "t", tmp_path / "out"))
+    assert list(shown.sections) == SECTIONS
+    assert "Nothing was scored" in shown.words("headline")
+    assert "reader: loss" in shown.words("headline")
+    assert "not measured" in shown.words("forgotten")
+    board = json.loads((tmp_path / "out" / "leaderboards_full.json").read_text())
+    assert board["contenders"] == []
+    assert board["ranked_by"] is None
+    assert board["model"] == "reader"
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+
+
+def test_one_contender(tmp_path):
+    shown = Page(publish(fakes.one_contender(tmp_path / "store"), "t", tmp_path / "out"))
+    assert "compared with nothing" in shown.words("headline")
+    assert "(empty)" in shown.words("answers")
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_likelihood_alone(result, tmp_path):
+    few = {name: result[name] for name in ("articles", "general", "reader", "likelihood")}
+    shown = Page(publish(few, "t", tmp_path))
+    assert "bits per byte" in shown.words("headline")
+    assert "No answers were scored" in shown.words("better")
+
+
+def test_no_step_at_all(tmp_path):
+    assert list(Page(publish({}, "t", tmp_path)).sections) == SECTIONS
+
+
+# --- leaderboard ------------------------------------------------------------------------------------------------------
+
+
+def test_the_leaderboard_file(out):
+    board = json.loads((out / "leaderboards_full.json").read_text(encoding="utf-8"))
+    assert board["format"] == 1
+    assert board["recipe"] == "quickstart"
+    assert board["model"] == "specialist"
+    assert board["ranked_by"]["metric"] == "token_f1"
+    assert board["ranked_by"]["higher_is_better"] is True
+    assert [c["name"] for c in board["contenders"]] == ["specialist", "pairs-only", "reader", "seedling"]
+    assert [c["rank"] for c in board["contenders"]] == [1, 2, 3, 4]
+    assert [c["role"] for c in board["contenders"]] == ["specialist", "comparison", "stage", "base"]
+    first = board["contenders"][0]
+    assert first["parameters"] == 4_623_360
+    assert first["measured"]["p95_seconds"] == 0.12
+    places = {(s["step"], s["metric"], s["group"]) for s in first["scores"]}
+    assert ("scores", "token_f1", "corpus-only") in places
+    assert ("likelihood", "bits_per_byte", "general") in places
+    score = first["scores"][0]
+    assert {"n", "mean", "low", "high", "higher_is_better", "method", "versus", "confidence"} <= score.keys()
+    assert {"against", "difference", "low", "high", "p", "p_holm", "verdict", "detectable"} <= score["versus"][0].keys()
+
+
+def test_the_model_is_the_last_contender_not_the_last_merge(result):
+    run = collect(result, "quickstart")
+    assert [s.name for s in run.steps if s.kind == "merge"][-1] == "pairs-only"
+    assert final_model(run) is run.step("specialist")
+
+
+def test_ties_are_said(tmp_path):
+    run = fakes.FakeRun(tmp_path)
+    values = {"a": 0.5, "b": 0.52, "c": 0.52, "d": 0.9}
+    rows = [
+        fakes.score_row(n, "token_f1", "all", 100, mean, (0.5, 0.5, 0.5), higher=True) | {"versus": []}
+        for n, mean in values.items()
+    ]
+    scores = {"baseline": "a", "confidence": 0.95, "rows": rows}
+    run.add("s", {"kind": "score", "answers": "x"}, "scores", files={"scores.json": scores, "items.jsonl": []})
+    places = {p.contender.name: p for p in rank(collect(run.result, "t")).places}
+    assert {n: p.rank for n, p in places.items()} == {"d": 1, "b": 2, "c": 2, "a": 4}
+    assert places["b"].tied_with == ("a", "c")
+    assert places["d"].tied_with == ()
+    assert "tied:" in Page(publish(run.result, "t", tmp_path / "out")).words("headline").lower()
+
+
+def test_lower_is_better_ranks_the_other_way(result, tmp_path):
+    few = {name: result[name] for name in ("articles", "general", "likelihood")}
+    board = rank(collect(few, "t"))
+    assert board.group == "articles"
+    assert [p.contender.name for p in board.places] == ["reader", "specialist", "pairs-only", "seedling"]
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_hold_gains_losses_and_random_ones_of_each_group(result):
+    run = collect(result, "quickstart")
+    samples = choose(run, rank(run))
+    assert samples.rival == "pairs-only"
+    for group in ("corpus-only", "reworded"):
+        reasons = [s.why for s in samples.shown if s.group == group]
+        assert reasons == ["gained most"] * 2 + ["lost most"] * 2 + ["drawn at random"] * 2
+    assert [s.contender for s in samples.shown[0].said] == ["seedling", "pairs-only", "specialist"]
+
+
+@pytest.mark.parametrize(
+    ("value", "exact", "word"),
+    [(1.0, None, "right"), (0.4, 1.0, "right"), (0.5, 0.0, "partly"), (0.1, 0.0, "wrong"), (None, None, "")],
+)
+def test_marks(value, exact, word):
+    assert mark(value, exact) == word
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def test_models_and_adapters_are_published(result, out):
+    assert (out / "model" / "model.safetensors").read_bytes() == b"specialist"
+    assert sorted(p.name for p in (out / "adapters").iterdir()) == ["pairs-adapter", "specialist-adapter"]
+    link = json.loads((out / "adapters" / "specialist-adapter" / "base.json").read_text())["base"]
+    assert (out / "adapters" / "specialist-adapter" / link).resolve() == result["reader"][1].files.resolve()
+    assert json.loads((out / "adapters" / "pairs-adapter" / "base.json").read_text()) == {"base": "seedling"}
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+def test_publishing_again_leaves_unchanged_models_alone(result, tmp_path):
+    publish(result, "quickstart", tmp_path)
+    before = (tmp_path / "model" / "model.safetensors").stat().st_ino
+    adapter = (tmp_path / "adapters" / "pairs-adapter" / "base.json").stat().st_ino
+    publish(result, "quickstart", tmp_path)
+    assert (tmp_path / "model" / "model.safetensors").stat().st_ino == before
+    assert (tmp_path / "adapters" / "pairs-adapter" / "base.json").stat().st_ino == adapter
+
+
+def test_a_changed_run_replaces_models_and_drops_old_adapters(result, tmp_path):
+    publish(result, "quickstart", tmp_path)
+    fewer = {name: result[name] for name in ("articles", "reader")}
+    publish(fewer, "quickstart", tmp_path)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == b"weights"
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_damaged_artifacts_leave_the_earlier_report(result, tmp_path):
+    publish(result, "quickstart", tmp_path / "out")
+    before = (tmp_path / "out" / "report.html").read_bytes()
+    run = fakes.FakeRun(tmp_path / "store")
+    run.add("s", {"kind": "score", "answers": "x"}, "scores", files={"scores.json": '{"rows": [NaN]}'})
+    with pytest.raises(StoreError, match="NaN is no number") as caught:
+        publish(run.result, "quickstart", tmp_path / "out")
+    assert "scores.json" in str(caught.value.where)
+    assert (tmp_path / "out" / "report.html").read_bytes() == before
