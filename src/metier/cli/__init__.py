@@ -1,0 +1,152 @@
+"""The command line. Each command's work is in a module of its own, imported when the command is called.
+
+Exit codes: 0 done, 1 something failed, 2 the input is wrong and nothing was written, 75 stopped on request (the same
+command goes on), 130 stopped at once. Nothing here imports torch; `chat` and `doctor` do, when called.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metier.core.errors import MetierError
+
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # waiting OpenMP threads that spin make two busy cores several times slower
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Set before anything heavy is imported, where the user has not set it otherwise."""
+
+app = typer.Typer(
+    help="Teach a small language model a trade: one recipe from raw text to a measured specialist.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="STEP.FIELD=VALUE", help="Override a value (YAML); may be given several times."),
+]
+StoreFolder = Annotated[
+    Path, typer.Option("--store", metavar="DIR", envvar="METIER_STORE", help="Where finished steps are kept.")
+]
+OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the report and models are published.")]
+OnlyStep = Annotated[str | None, typer.Option("--only", metavar="STEP", help="Only this step and those that it needs.")]
+STORE = Path(".metier")
+OUT = Path("runs")
+
+
+def main() -> None:
+    """Run the command that the arguments name; deliberate errors go to stderr, without a traceback."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        app()
+    except MetierError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    store: StoreFolder = STORE,
+    only: OnlyStep = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print the recipe with every default instead.")] = False,
+) -> None:
+    """Say what a run would do, and why. Writes no artifact."""
+    from metier.cli.plan import show_plan, show_resolved
+
+    if resolved:
+        show_resolved(recipe, overrides or [])
+    else:
+        show_plan(recipe, overrides or [], store, only)
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    store: StoreFolder = STORE,
+    out: OutFolder = OUT,
+    only: OnlyStep = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and the report's path.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print every event as a line of JSON.")] = False,
+) -> None:
+    """Run a recipe: what is made already is kept. Then publish its report."""
+    from metier.cli.run import run_recipe
+
+    if quiet and json:
+        raise typer.BadParameter("give --quiet or --json, not both")
+    run_recipe(recipe, overrides or [], store, out, only, "quiet" if quiet else "json" if json else "auto")
+
+
+@app.command()
+def status(recipe: RecipeFile, overrides: Overrides = None, store: StoreFolder = STORE) -> None:
+    """Show what each step last made: when, how long it took, its metrics, and whether it is up to date."""
+    from metier.cli.plan import show_status
+
+    show_status(recipe, overrides or [], store)
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None, store: StoreFolder = STORE) -> None:
+    """Check a recipe and all the data it reads, without loading a model or running a step."""
+    from metier.cli.check import check_recipe
+
+    check_recipe(recipe, overrides or [], store)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from metier.cli.schema import show_schema
+
+    show_schema()
+
+
+@app.command()
+def report(recipe: RecipeFile, overrides: Overrides = None, store: StoreFolder = STORE, out: OutFolder = OUT) -> None:
+    """Publish the report again from what the store holds."""
+    from metier.cli.report import report_again
+
+    report_again(recipe, overrides or [], store, out)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="recipe/step, a folder, or a built-in model.")],
+    ask: Annotated[str | None, typer.Option("--ask", metavar="QUESTION", help="Answer this and end.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="What the model is told first.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: always the likeliest.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 256,
+    store: StoreFolder = STORE,
+) -> None:
+    """Talk with a model. /quit ends, /clear forgets."""
+    from metier.cli.chat import Settings, start_chat
+
+    start_chat(model, store, Settings(system, temperature, max_new_tokens), ask)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can do."""
+    from metier.cli.doctor import examine
+
+    examine()
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from metier import __version__
+
+    typer.echo(__version__)

@@ -1,0 +1,156 @@
+"""`metier chat`: talk with a model that a recipe made, one in a folder, or a built-in one.
+
+The conversation so far is given again with every question; when it no longer fits the model's context, the oldest
+turns are forgotten, and that is said. Costs loading the model (seconds) and its memory.
+"""
+
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from metier.core.errors import InputError, ModelError, nearest
+from metier.core.store import Store
+from metier.models.builtin import resolve
+from metier.text.nouns import Message
+
+if TYPE_CHECKING:
+    from metier.models.load import Loaded
+
+QUIT = ("/quit", "/exit", "/q")
+CLEAR = "/clear"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are made. system: the first message, or None. max_new_tokens: the longest answer."""
+
+    system: str | None
+    temperature: float
+    max_new_tokens: int
+
+
+@dataclass
+class Conversation:
+    """A model and what was said so far."""
+
+    loaded: "Loaded"
+    settings: Settings
+    turns: list[Message] = field(default_factory=list)
+    asked: int = 0
+
+    def messages(self) -> list[Message]:
+        """All that the model is given."""
+        head = [Message("system", self.settings.system)] if self.settings.system else []
+        return [*head, *self.turns]
+
+    def answer(self, question: str) -> Generator[str, None, None]:
+        """Ask, and give the answer in pieces as it comes. Keeps both in the history."""
+        from metier.engine.local import stream
+
+        self.turns.append(Message("user", question))
+        prompt = self._fitting_prompt()
+        said = ""
+        try:
+            for piece in stream(
+                self.loaded,
+                prompt,
+                max_new_tokens=self.settings.max_new_tokens,
+                temperature=self.settings.temperature,
+                seed=self.asked,
+            ):
+                said += piece
+                yield piece
+        finally:
+            self.asked += 1
+            self.turns.append(Message("assistant", said))
+
+    def _fitting_prompt(self) -> list[int]:
+        """The prompt's ids, the oldest exchanges dropped until an answer has room. Raises InputError where none has."""
+        from metier.text.chat import encode_prompt
+
+        room = self.loaded.context - min(self.settings.max_new_tokens, self.loaded.context // 2)
+        dropped = 0
+        prompt = encode_prompt(self.loaded.tokenizer, self.messages())
+        while len(prompt) > room and len(self.turns) > 1:
+            del self.turns[:2]
+            dropped += 1
+            prompt = encode_prompt(self.loaded.tokenizer, self.messages())
+        if dropped:
+            typer.echo(f"(the model's {self.loaded.context} tokens are full: forgot {dropped} exchanges)", err=True)
+        if len(prompt) > room:
+            self.turns.pop()
+            raise InputError(
+                f"the question takes {len(prompt)} tokens, and the model has room for {room}", cure="ask a shorter one"
+            )
+        return prompt
+
+
+def find_model(name: str, store: Store) -> Path:
+    """The folder of `recipe/step` in the store, of a folder's path or of a built-in name."""
+    recipe, slash, step = name.partition("/")
+    steps = store.root / "refs" / recipe
+    if slash and recipe and "/" not in step and steps.is_dir():
+        artifact = store.ref(recipe, step)
+        if artifact is not None and artifact.record["produces"] == "model":
+            return artifact.files
+        if not Path(name).is_dir():
+            made = [path.name for path in steps.iterdir() if not path.name.startswith(".")]
+            models = [m for m in made if (a := store.ref(recipe, m)) and a.record["produces"] == "model"]
+            what = "that step made no model" if step in made else "the recipe has made no such step"
+            raise ModelError(what, where=name, cure=nearest(step, models))
+    return resolve(name, Path.cwd()).path
+
+
+def start_chat(name: str, store: Path, settings: Settings, ask: str | None) -> None:
+    """Load the model and talk, or answer one question."""
+    folder = find_model(name, Store(store))
+    from metier.models.load import load
+    from metier.text.chat import use_template
+
+    loaded = load(folder)
+    use_template(loaded.tokenizer, "auto")
+    conversation = Conversation(loaded, settings)
+    if ask is not None:
+        _say(conversation, ask)
+        return
+    if sys.stdin.isatty():
+        typer.echo(f"{name}: ask away. /clear forgets, /quit ends.")
+    for question in _questions():
+        if question == CLEAR:
+            conversation.turns.clear()
+        elif question:
+            try:
+                _say(conversation, question)
+            except InputError as error:
+                typer.echo(f"error: {error}", err=True)
+
+
+def _questions() -> Iterator[str]:
+    """What the user types, until /quit, the end of the input or Ctrl-C at the prompt."""
+    while True:
+        try:
+            question = input("> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return
+        if question in QUIT:
+            return
+        yield question
+
+
+def _say(conversation: Conversation, question: str) -> None:
+    """Print an answer as it comes; Ctrl-C ends the answer, not the chat."""
+    pieces = conversation.answer(question)
+    try:
+        for piece in pieces:
+            typer.echo(piece, nl=False)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        typer.echo(" [stopped]", nl=False)
+    finally:
+        pieces.close()
+        typer.echo()

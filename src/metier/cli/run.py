@@ -1,0 +1,47 @@
+"""`metier run`: run the recipe with progress shown, publish its report, and end by naming it."""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from metier.cli.console import Display, JsonLines, LiveView, PlainLines, Quiet
+from metier.cli.publishing import publish_result
+from metier.cli.stopping import StopFlag
+from metier.core.store import Store
+from metier.pipeline import run
+from metier.recipe import load_recipe
+
+Mode = Literal["auto", "quiet", "json"]
+
+
+def run_recipe(path: Path, overrides: Sequence[str], store: Path, out: Path, only: str | None, mode: Mode) -> None:
+    """Run a recipe and publish the report. With `only`, a part is run and nothing published."""
+    recipe = load_recipe(path, overrides)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopFlag())
+        display = stack.enter_context(make_display(mode))
+        result = run(recipe, Store(store), listeners=[display.hear], stop=stop, only=only)
+    if only is not None:
+        return
+    report = publish_result(recipe, result.artifacts, out)
+    if mode == "json":
+        typer.echo(json.dumps({"event": "published", "report": str(report)}, ensure_ascii=False))
+    elif mode == "quiet":
+        typer.echo(str(report))
+    else:
+        typer.echo(f"Report: {report}")
+
+
+def make_display(mode: Mode) -> Display:
+    """How progress is shown: live on a terminal, else as lines."""
+    import sys
+
+    if mode == "json":
+        return JsonLines()
+    if mode == "quiet":
+        return Quiet()
+    return LiveView() if sys.stdout.isatty() else PlainLines()
