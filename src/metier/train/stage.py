@@ -1,0 +1,224 @@
+"""The stages that train: what a recipe may ask of `pretrain` and `tune`. Imports nothing heavy until one runs.
+
+Both run the one loop in `metier.train.loop`; they differ in what is read and which tokens are trained on.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from metier.core.errors import DataError, ModelError
+from metier.core.stage import Context, ModelRef, Needs, Runtime, Source, Stage
+from metier.train.methods import Method, check, default_rate
+
+if TYPE_CHECKING:
+    from metier.text.chat import Tokenizer
+    from metier.train.material import Material
+
+LONGEST_BY_DEFAULT = 1024
+
+
+class Training(Stage):
+    """What both have in common: where to start, what to train, for how long and how fast."""
+
+    produces: ClassVar[str] = "model"
+    data_field: ClassVar[str]
+    dev_split: ClassVar[str]
+    length_field: ClassVar[str]
+
+    model: ModelRef
+    """The model to start from: a step, a built-in name, a folder or a hub id. An adapter is merged in memory first."""
+    method: Method = "full"
+    """Which parameters train: full, {freeze: {blocks: N}} or {lora: {r: N, alpha: N}}."""
+    epochs: int = Field(1, ge=1)
+    """How often everything is read."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after that many optimizer steps, even amid an epoch."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate. Left out: 2e-5 for full and freeze, 2e-4 for LoRA."""
+    batch_size: int = Field(8, ge=1)
+    """Blocks (pretrain) or examples (tune) that go through the model at once: more is faster and takes more memory."""
+    accumulation: int = Field(1, ge=1)
+    """How many such batches make one optimizer step."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: float = Field(0.01, ge=0, lt=1)
+    """The share of the steps over which the learning rate rises."""
+    min_learning_rate: float = Field(0.1, ge=0, le=1)
+    """Where the learning rate ends, as a share of its peak."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's weight decay, on matrices only."""
+    clip: float | None = Field(1.0, gt=0)
+    """The largest gradient norm; null: no clipping."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """The type of matrix products. auto: bf16 where the CPU has it in hardware and the model is wide enough to gain."""
+    seed: int = Field(0, ge=0)
+    """Decides the order of the data, the replay drawn, an adapter's start and dropout."""
+    dev_every: int | None = Field(None, ge=1)
+    """Measure the dev loss every so many steps. Left out: after each epoch."""
+    log_every: Annotated[int, Runtime()] = Field(10, ge=1)
+    """Report progress every so many steps; the log in the artifact has every step."""
+
+    @property
+    def data(self) -> str:
+        """The name of the step that is learned from."""
+        return str(getattr(self, self.data_field))
+
+    @property
+    def peak_rate(self) -> float:
+        """The peak learning rate, given or by method."""
+        return default_rate(self.method) if self.learning_rate is None else self.learning_rate
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the lowest dev loss are saved rather than the last."""
+        return False
+
+    def length(self, context: int) -> int:
+        """The longest sequence to train on, for a model of that context. Raises ModelError above it."""
+        wanted: int | None = getattr(self, self.length_field)
+        if wanted is None:
+            return min(context, LONGEST_BY_DEFAULT)
+        if wanted > context:
+            raise ModelError(
+                f"the model's context is {context} tokens",
+                where=self.length_field,
+                value=wanted,
+                cure=f"set {self.length_field} to at most {context}",
+            )
+        return wanted
+
+    def check(self, sources: Mapping[str, Source]) -> None:
+        """Raise InputError for what the model's config.json or the data's splits already show to be wrong."""
+        for folder in sources[self.model].paths:
+            config = plain_config(folder)
+            self.length(context_of(config))
+            check(self.method, config, where="method")
+        for folder in sources[self.data].paths:
+            if not _has_rows(folder / f"{self.dev_split}.jsonl"):
+                self.refuse_without_dev()
+
+    def refuse_without_dev(self) -> None:
+        """Raise DataError if something was asked for that only a dev loss can tell."""
+        asked = ["dev_every"] if self.dev_every is not None else []
+        asked += ["keep_best"] if self.keeps_best else []
+        if asked:
+            raise DataError(
+                f"there is nothing to measure a dev loss on: step {self.data!r} has no {self.dev_split} split",
+                where=asked[0],
+                value=getattr(self, asked[0]),
+                cure=f"give step {self.data!r} a {self.dev_split} split, or leave {asked[0]} out",
+            )
+
+    @abstractmethod
+    def material(self, tokenizer: "Tokenizer", length: int, ctx: Context) -> "Material":
+        """The encoded data. Raises DataError where nothing is left to learn from."""
+
+    def stop(self, tokenizer: "Tokenizer") -> frozenset[int]:  # noqa: ARG002
+        """The ids, beside the end token, that what is trained here ends a text with."""
+        return frozenset()
+
+    def run(self, ctx: Context) -> Mapping[str, float]:
+        """Encode, train, save. Metrics: loss, dev_loss, steps, tokens and numbers of parameters."""
+        from metier.train.job import train
+
+        return train(self, ctx)
+
+
+class Pretrain(Training):
+    """Go on pre-training: predict every token of the documents, packed into blocks of whole documents."""
+
+    data_field: ClassVar[str] = "documents"
+    dev_split: ClassVar[str] = "heldout"
+    length_field: ClassVar[str] = "block_size"
+
+    kind: Literal["pretrain"] = "pretrain"
+    """What this step does."""
+    documents: Annotated[str, Needs("documents")]
+    """The step whose documents to read; its held-out ones give the dev loss."""
+    block_size: int | None = Field(None, ge=16)
+    """Tokens a block; longer documents go on in the next. Left out: the model's context, at most 1024."""
+
+    def material(self, tokenizer: "Tokenizer", length: int, ctx: Context) -> "Material":
+        """The documents, split at the block size."""
+        from metier.train.material import documents
+
+        return documents(
+            ctx.source(self.documents).path, tokenizer, block_size=length, events=ctx.events, check_stop=ctx.check_stop
+        )
+
+
+class Tune(Training):
+    """Teach the model to answer: loss on the assistant's tokens only, the one that ends its turn included."""
+
+    data_field: ClassVar[str] = "examples"
+    dev_split: ClassVar[str] = "dev"
+    length_field: ClassVar[str] = "max_length"
+
+    kind: Literal["tune"] = "tune"
+    """What this step does."""
+    examples: Annotated[str, Needs("examples")]
+    """The step whose conversations to learn from."""
+    max_length: int | None = Field(None, ge=16)
+    """Longer conversations are cut there, counted and shown. Left out: the model's context, at most 1024."""
+    template: Literal["auto", "plain", "zephyr", "alpaca"] = "auto"
+    """The chat template, saved with the model. auto: the model's own, else plain."""
+    max_masked: float = Field(0.05, ge=0, le=1)
+    """Stop where more than this share of the examples is cut or has no token to train on."""
+    keep_best: bool = False
+    """Save the weights of the lowest dev loss rather than the last."""
+
+    @property
+    def keeps_best(self) -> bool:
+        """As the field says."""
+        return self.keep_best
+
+    def material(self, tokenizer: "Tokenizer", length: int, ctx: Context) -> "Material":
+        """The conversations through the chat template."""
+        from metier.text.chat import use_template
+        from metier.train.material import examples
+
+        use_template(tokenizer, self.template)
+        return examples(
+            ctx.source(self.examples).path,
+            tokenizer,
+            max_length=length,
+            max_masked=self.max_masked,
+            events=ctx.events,
+            check_stop=ctx.check_stop,
+        )
+
+    def stop(self, tokenizer: "Tokenizer") -> frozenset[int]:
+        """What the chat template ends a turn with."""
+        from metier.text.chat import stop_ids
+
+        return stop_ids(tokenizer)
+
+
+def plain_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model, or of what an adapter stands on."""
+    from metier.models.builtin import CONFIG, base_link, follow, is_adapter, read_json
+
+    while is_adapter(folder):
+        folder = follow(base_link(folder), folder)
+    return read_json(folder / CONFIG)
+
+
+def context_of(config: Mapping[str, Any]) -> int:
+    """The longest sequence that a model was built for. Raises ModelError where its config does not say."""
+    for name in ("max_position_embeddings", "n_positions"):
+        if isinstance(config.get(name), int):
+            return int(config[name])
+    raise ModelError(
+        "the model's config does not give its context",
+        where="config.json",
+        value=config.get("model_type"),
+        cure="use a model whose config.json has max_position_embeddings",
+    )
+
+
+def _has_rows(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0

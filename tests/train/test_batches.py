@@ -1,0 +1,116 @@
+"""Packing drops nothing, keeps pieces whole, mixes replay exactly, and is a function of seed and epoch alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metier.train.batches import Batches, Piece, best_fit, micros, size_of, split, targets_of
+
+
+def piece(length: int, start: int = 0, name: str = "p") -> Piece:
+    return Piece.of(name, list(range(start, start + length)))
+
+
+def corpus(lengths: list[int]) -> tuple[Piece, ...]:
+    return tuple(piece(length, start=100 * i, name=f"d{i}") for i, length in enumerate(lengths))
+
+
+def batches(**changes: object) -> Batches:
+    settings = {
+        "pieces": corpus([30, 12, 7, 22, 31, 5, 18]),
+        "replay": tuple(piece(9, start=9000 + 10 * i, name=f"r{i}") for i in range(5)),
+        "replay_share": 0.2,
+        "block_size": 32,
+        "batch_size": 2,
+        "accumulation": 2,
+        "seed": 3,
+    }
+    return Batches(**{**settings, **changes})
+
+
+def read(batch: Batches, epoch: int) -> list[tuple[str, tuple[int, ...]]]:
+    return [(p.id, tuple(p.ids.tolist())) for window in batch.windows(epoch) for micro in window for p in micro]
+
+
+@given(st.integers(2, 90), st.integers(2, 40))
+def test_a_split_document_trains_every_token_but_the_first_once(length: int, block_size: int):
+    parts = split(piece(length), block_size)
+    assert max(len(part) for part in parts) <= block_size
+    assert np.concatenate([part.ids[part.targets] for part in parts]).tolist() == list(range(1, length))
+
+
+@given(st.lists(st.integers(1, 64), max_size=60))
+def test_best_fit_keeps_every_piece_whole_within_the_block_size(lengths: list[int]):
+    pieces = [piece(length) for length in lengths]
+    blocks = best_fit(pieces, 64)
+    assert sorted(id(p) for block in blocks for p in block) == sorted(map(id, pieces))
+    assert all(size_of(block) <= 64 for block in blocks)
+    if blocks:
+        assert len(blocks) <= 2 * (size_of(pieces) / 64) + 1  # two blocks under half full would have been one
+
+
+def test_best_fit_puts_a_piece_where_the_least_room_is_left():
+    assert [[len(p) for p in block] for block in best_fit([piece(n) for n in (5, 6, 3, 4, 2)], 10)] == [
+        [6, 4],
+        [5, 3, 2],
+    ]
+
+
+def test_best_fit_refuses_what_fits_no_block():
+    with pytest.raises(ValueError, match="does not fit a block of 10"):
+        best_fit([piece(11)], 10)
+
+
+@pytest.mark.parametrize("block_size", [32, None])
+def test_an_epoch_reads_every_piece_once(block_size: int | None):
+    names = [name for name, _ in read(batches(block_size=block_size), 1) if name.startswith("d")]
+    assert sorted(names) == [f"d{i}" for i in range(7)]
+
+
+def test_the_order_follows_from_seed_and_epoch():
+    assert read(batches(), 1) == read(batches(), 1)
+    assert read(batches(), 1) != read(batches(), 2)
+    assert read(batches(), 1) != read(batches(seed=4), 1)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_replay_makes_up_its_share_of_the_tokens_exactly(share: float):
+    drawn = [ids for name, ids in read(batches(replay_share=share), 0) if name.startswith("r")]
+    assert sum(map(len, drawn)) == round(125 * share / (1 - share))
+
+
+def test_replay_is_drawn_anew_each_epoch_and_each_piece_before_any_twice():
+    first, second = ({ids for name, ids in read(batches(), epoch) if name.startswith("r")} for epoch in (0, 1))
+    assert first != second
+    twice = [ids for name, ids in read(batches(replay_share=0.4), 0) if name.startswith("r")]  # 83 tokens of 45
+    assert {ids[0] for ids in twice} == {9000 + 10 * i for i in range(5)}
+
+
+def test_whole_pieces_of_replay_come_within_half_a_piece_of_the_share():
+    drawn = [ids for name, ids in read(batches(block_size=None), 0) if name.startswith("r")]
+    assert all(len(ids) == 9 for ids in drawn)
+    assert abs(sum(map(len, drawn)) - 125 * 0.25) <= 4.5
+
+
+def test_no_replay_without_a_share():
+    assert {name[0] for name, _ in read(batches(replay_share=0.0), 0)} == {"d"}
+
+
+def test_windows_hold_batch_size_times_accumulation_blocks_in_even_micro_steps():
+    batch = batches(block_size=None, replay=())
+    windows = batch.windows(0)
+    assert len(windows) == batch.count(0) == 2
+    assert [sum(len(micro) for micro in window) for window in windows] == [4, 3]
+    assert all(len(window) == 2 for window in windows)
+    tokens = [size_of(micro) for micro in windows[0]]
+    assert max(tokens) - min(tokens) <= 31
+
+
+def test_a_prompt_is_no_target_and_neither_is_the_first_token():
+    masked = Piece.of("a", [1, 2, 3], [True, False, True])
+    assert masked.trained == targets_of([masked]) == 1
+
+
+def test_micro_steps_for_a_dev_loss_keep_the_order_and_the_limit():
+    assert [[len(p) for p in micro] for micro in micros(corpus([5, 6, 30, 2, 3]), 12)] == [[5, 6], [30], [2, 3]]

@@ -1,0 +1,229 @@
+"""The loop learns, counts right, stops on bad numbers, and a stopped run ends with the bits of an uninterrupted one."""
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fakes
+from metier.core.errors import Interrupted, TrainingError
+from metier.core.events import Events
+from metier.models.adapter import LoraSettings, add_lora
+from metier.train.batches import Batches, Piece
+from metier.train.checkpoint import Checkpoints
+from metier.train.loop import State, fit
+from metier.train.precision import choose
+
+HERE = Path(__file__).parent
+
+
+def pieces_of(count: int, seed: int = 0) -> tuple[Piece, ...]:
+    """Sequences that count upwards: something to learn."""
+    random = np.random.default_rng(seed)
+    return tuple(
+        Piece.of(f"d{i}", [(int(s) + k) % 200 + 6 for k in range(int(n))])
+        for i, (s, n) in enumerate(zip(random.integers(0, 200, count), random.integers(4, 40, count), strict=True))
+    )
+
+
+def adapted(seed: int = 0) -> Any:
+    """A tiny Llama with a LoRA that drops inputs, so that random numbers matter."""
+    model = fakes.tiny("llama", seed)
+    torch.manual_seed(seed)
+    add_lora(model, LoraSettings(r=4, alpha=8, dropout=0.2))
+    return model
+
+
+def run(model: Any, folder: Path, **changes: Any) -> State:
+    batches = changes.pop("batches", {})
+    data = {
+        "pieces": pieces_of(24),
+        "replay": pieces_of(8, seed=5),
+        "replay_share": 0.2,
+        "block_size": 64,
+        "batch_size": 2,
+        "accumulation": 2,
+        "seed": 1,
+        **batches,
+    }
+    settings: dict[str, Any] = {
+        "batches": Batches(**data),
+        "dev": [pieces_of(5, seed=9)],
+        "epochs": 3,
+        "max_steps": None,
+        "learning_rate": 1e-2,
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "min_learning_rate": 0.1,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "precision": choose("fp32", width=32),
+        "seed": 1,
+        "dev_every": None,
+        "log_every": 1,
+        "keep_best": False,
+        "events": Events("t"),
+        "check_stop": lambda: None,
+        "checkpoints": Checkpoints(folder, every_seconds=1e9),
+    }
+    return fit(model, **{**settings, **changes})
+
+
+def fingerprint(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode() + parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class StopAt:
+    """Asks to stop at the n-th time it is looked at."""
+
+    def __init__(self, looks: int) -> None:
+        self.left = looks
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted("stopped")
+
+
+def test_it_learns_and_the_log_adds_up(tmp_path: Path):
+    model = fakes.tiny("llama")
+    state = run(model, tmp_path)
+    rows = [row for row in state.log if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, state.step + 1))
+    assert rows[-1]["tokens"] == state.tokens
+    assert state.losses[-1] < state.losses[0] - 1
+    assert state.dev_losses[-1] < state.dev_losses[0] - 1
+    assert len(state.dev_losses) == 4  # before, and after each of 3 epochs
+    assert {row["epoch"] for row in rows} == {0, 1, 2}
+    assert not model.training
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_batch_size_and_accumulation_give_the_same_steps(tmp_path: Path):
+    runs = []
+    for index, (batch, accumulation) in enumerate([(4, 1), (2, 2), (1, 4)]):
+        model = fakes.tiny("llama")
+        run(model, tmp_path / str(index), max_steps=3, batches={"batch_size": batch, "accumulation": accumulation})
+        runs.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    # AdamW divides by the gradient's own size, so its rounding shows where a gradient is almost zero
+    assert (runs[0] - runs[1]).abs().mean() < 1e-5
+    assert (runs[0] - runs[2]).abs().mean() < 1e-5
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, State]:
+    model = adapted()
+    return model, run(model, tmp_path_factory.mktemp("whole"), keep_best=True)
+
+
+@pytest.mark.parametrize("looks", [0, 2, 6, 11])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, looks: int, uninterrupted: tuple[Any, State]):
+    whole, expected = uninterrupted
+    with pytest.raises(Interrupted):
+        run(adapted(), tmp_path / "cut", keep_best=True, check_stop=StopAt(looks))
+    again = adapted()
+    with torch.no_grad():
+        for parameter in again.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(7.0)  # what trains must all come from the checkpoint
+    found = run(again, tmp_path / "cut", keep_best=True)
+    assert found.log == expected.log
+    assert fingerprint(again) == fingerprint(whole)
+
+
+def test_checkpoints_replace_one_another(tmp_path: Path):
+    run(adapted(), tmp_path, checkpoints=Checkpoints(tmp_path, every_seconds=0.0))
+    (only,) = tmp_path.iterdir()
+    tensors, state = Checkpoints(tmp_path).load()
+    assert only.name == f"checkpoint-{state['step']}"
+    assert any(name.startswith("optimizer/exp_avg_sq/") for name in tensors)
+
+
+def test_keep_best_restores_the_lowest_dev_loss(tmp_path: Path):
+    """A rate this high destroys the model: the best is what it started as."""
+    model = fakes.tiny("llama")
+    before = fingerprint(model)
+    state = run(model, tmp_path, learning_rate=3.0, max_steps=4, dev_every=1, keep_best=True)
+    assert state.best_step == 0
+    assert fingerprint(model) == before
+
+
+def test_frozen_weights_stay(tmp_path: Path):
+    model = adapted()
+    before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    run(model, tmp_path, max_steps=2)
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in before.items())
+
+
+def test_bad_numbers_stop_before_the_optimizer_steps(tmp_path: Path):
+    model = fakes.tiny("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[50] = float("nan")
+    kept = model.lm_head.weight.clone()
+    with pytest.raises(TrainingError, match=r"loss is not finite at step 1; read in it: .*d\d") as error:
+        run(model, tmp_path, dev=[])
+    assert "learning_rate" in (error.value.cure or "")
+    assert torch.equal(model.lm_head.weight, kept) or torch.isnan(kept).any()
+
+
+def test_max_steps_stops_amid_an_epoch_and_the_rate_is_spent(tmp_path: Path):
+    state = run(fakes.tiny("llama"), tmp_path, max_steps=3)
+    assert state.step == 3
+    assert [row["learning_rate"] for row in state.log if "loss" in row][-1] == pytest.approx(1e-3)
+
+
+def test_every_setting_reaches_the_result(tmp_path: Path):
+    """Each change ends with other weights: no setting is dead."""
+    changes: list[dict[str, Any]] = [
+        {},
+        {"learning_rate": 5e-3},
+        {"schedule": "linear"},
+        {"warmup": 0.6},
+        {"min_learning_rate": 0.9},
+        {"weight_decay": 0.5},
+        {"clip": 0.05},
+        {"seed": 2},
+        {"epochs": 1},
+        {"precision": choose("bf16", width=32)},
+    ]
+    ends = []
+    for index, change in enumerate(changes):
+        model = adapted()
+        run(
+            model,
+            tmp_path / str(index),
+            **{"max_steps": None if "epochs" in change else 5, **change},
+        )
+        ends.append(fingerprint(model))
+    assert len(set(ends)) == len(changes)
+
+
+def test_two_processes_end_with_the_same_bits(tmp_path: Path):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "2"}
+    script = "import sys, test_loop; test_loop.main(sys.argv[1])"
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / name)], env=env, capture_output=True, text=True, check=True
+        ).stdout
+        for name in ("one", "two")
+    ]
+    assert found[0] == found[1]
+    assert len(found[0].split()[0]) == 64
+
+
+def main(folder: str) -> None:
+    """What the processes of the test above do."""
+    for index, precision in enumerate(("fp32", "bf16")):
+        model = adapted()
+        state = run(model, Path(folder) / str(index), max_steps=2, precision=choose(precision, width=32))
+        sys.stdout.write(f"{fingerprint(model)} {dataclasses.asdict(state)['log']}\n")
