@@ -119,7 +119,7 @@ class Ask(Stage):
     """Ask models."""
 
     kind: Literal["ask"] = "ask"
-    produces = "answers"
+    produces = "opinions"
     models: list[ModelRef]
     """Who is asked."""
     questions: Annotated[str, Needs("examples")] | None = None

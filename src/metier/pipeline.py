@@ -1,14 +1,14 @@
 """Plan and run a recipe on a store: what is already made is kept, what changed is made again with what follows.
 
 A step's key is the sha256 of its stage, version, config (without `Runtime` fields), and of what it reads: other steps
-by their key, files by their contents and suffix, outside models by the digest of their folder. Keys need no step to
-have run, so a plan is exact. Before the first step of a run starts, every step that will run looks at its input: bad
+by their key, files by their contents and suffix, outside models by their contents and place. Keys need no step to have
+run, so a plan is exact. Before the first step of a run starts, every step that will run looks at its input: bad
 input stops the run with nothing written.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,7 +110,8 @@ def _source(link: Link, root: Path, digests: FileDigests, done: Mapping[str, Pla
     if isinstance(link.reference.mark, InputFiles):
         contents = [[path.suffix.lower(), digests.file(path)] for path in link.files]
         return Source(value, link.files, value, digest(contents))  # the suffix counts: it says how a file is read
-    return resolve(value, root, digests.file)
+    outside = resolve(value, root, digests.file)
+    return replace(outside, digest=digest([outside.link, outside.digest]))  # an adapter's files hold its base's link
 
 
 def _describe(stage: Stage, sources: Mapping[str, Source]) -> dict[str, Json]:
