@@ -1,4 +1,4 @@
-"""The seedling: its text is deterministic and free of the demo's domain, and the shipped model is what its card says."""
+"""The seedling: its text is deterministic and free of the demo domain, the shipped model is what its card says."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from tools.seedling import corpus, render, tables, words
 from tools.seedling.tokenizer import chat_text
 from tools.seedling.world import make_world
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "src" / "metier" / "models" / "seedling"
@@ -32,12 +31,16 @@ def shipped():
 
 def test_the_generator_is_deterministic(world):
     assert corpus.the_world() == world
-    assert list(islice(corpus.stream(world, 2), 300)) == list(islice(corpus.stream(world, 2), 300))
-    assert list(islice(corpus.stream(world, 2), 300)) != list(islice(corpus.stream(world, 3), 300))
+    assert list(islice(corpus.stream(world, corpus.PHASES[0]), 300)) == list(
+        islice(corpus.stream(world, corpus.PHASES[0]), 300)
+    )
+    assert list(islice(corpus.stream(world, corpus.PHASES[0]), 300)) != list(
+        islice(corpus.stream(world, corpus.PHASES[1]), 300)
+    )
 
 
 def test_no_word_of_the_demo_domain_is_generated(world):
-    text = " ".join(islice(corpus.stream(world, 5), 8000))
+    text = " ".join(islice(corpus.stream(world, corpus.PHASES[0]), 8000))
     tables_text = " ".join(
         e for n in ("forms", "grammar", "pools", "render", "skills") for s in tables.table(n).values() for e in s
     )
@@ -71,7 +74,7 @@ def test_some_entities_are_told_only_in_articles(world):
     assert 0.5 < share < 0.7
     silent = {e.name for e in world if not e.chat and not e.proper and " " in e.name}
     asked = {e.name for e in world if e.chat}
-    chats = [t for t in islice(corpus.stream(world, 6), 4000) if "<|user|>" in t]
+    chats = [t for t in islice(corpus.stream(world, corpus.PHASES[1]), 4000) if "<|user|>" in t]
     assert not [t for t in chats for n in silent if f"the {n}?" in t and not any(n in a for a in asked)]
 
 

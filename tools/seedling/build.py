@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ TEXT = Path(__file__).parent / "text"
 VOCAB = 2048
 CONTEXT = 1024
 ASKED = ["How do you make tea?", "What is the opposite of hot?", "Which day comes after Monday?"]
-PROMPTS = ["One morning ", "The baker ", "In winter "]
+PROMPTS = ["One morning", "The baker", "In winter"]
 
 
 def prepare(work: Path, tokens: int) -> int:
@@ -36,10 +37,15 @@ def prepare(work: Path, tokens: int) -> int:
     note = work / "data.json"
     if note.exists() and json.loads(note.read_text())["tokens"] >= tokens:
         return int(json.loads(note.read_text())["bytes"])
-    plain = [re.sub(r"<\|\w+\|>", "\n", t) for t in islice(corpus.stream(world, 99), 40_000)]
+    plain = [
+        re.sub(r"<\|\w+\|>", "\n", t) for t in islice(corpus.stream(world, replace(corpus.PHASES[0], seed=99)), 40_000)
+    ]
     tok = tk.train_tokenizer(plain, VOCAB)
     tk.save_tokenizer(tok, work / "tokenizer", CONTEXT)
-    size = corpus.write_tokens(corpus.stream(world, 2), tok, work / "train.bin", tokens)
+    (work / "train.bin").unlink(missing_ok=True)
+    size = 0
+    for phase in corpus.PHASES:
+        size += corpus.write_tokens(corpus.stream(world, phase), tok, work / "train.bin", int(phase.part * tokens) + 1)
     note.write_text(json.dumps({"tokens": tokens, "bytes": size}))
     return size
 
@@ -53,7 +59,7 @@ def measure(folder: Path) -> dict[str, Any]:
     return {
         "parameters": model.num_parameters(),
         "bits_per_byte": evaluate.bits_per_byte(model, tok, texts),
-        **evaluate.extraction(model, tok, corpus.the_world()),
+        **evaluate.extraction(model, tok, corpus.core(corpus.the_world())),
         "samples": [evaluate.sample(model, tok, p, i) for i, p in enumerate(PROMPTS)],
         "answers": list(zip(ASKED, evaluate.replies(model, tok, ASKED), strict=True)),
     }
@@ -69,6 +75,7 @@ def card(run: dict[str, Any], found: dict[str, Any], text_bytes: int) -> str:
             **run,
             **found,
             vocab=VOCAB,
+            core=corpus.CORE,
             context=CONTEXT,
             file_mb=(MODEL_DIR / "model.safetensors").stat().st_size / 1e6,
             text_mb=text_bytes / 1e6,

@@ -31,7 +31,7 @@ BOS_ID, EOS_ID, PAD_ID = (SPECIAL.index(x) for x in (BOS, EOS, PAD))
 class Plan:
     """What one training run does."""
 
-    tokens: int = 24_000_000
+    tokens: int = 17_000_000
     batch_tokens: int = 12288
     block: int = 256
     lr: float = 3e-3
