@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_a_changed_value_runs_its_step_and_what_follows(folder: Path, store: Sto
 def test_many_differences_are_counted(folder: Path, store: Store):
     go(folder, store)
     changes = ("epochs=2", "shuffle=false", "learning_rate=1", "method={freeze: {blocks: 1}}", "model=again2")
-    (folder / "again2").symlink_to(folder / "base")
+    shutil.copytree(folder / "base", folder / "again2")
     assert whys(folder, store, *(f"taught.{c}" for c in changes))["taught"].endswith(", and 1 more")
 
 

@@ -152,7 +152,7 @@ class LiveView(Display):
             return
         line = line_for(event)
         if line:
-            self._progress.console.print(line, markup=False, style=_style(event["event"]))
+            self._progress.console.print(line, markup=False, highlight=False, style=_style(event["event"]))
         if event["event"] in ("finished", "failed", "cached"):
             self._end_task()
 

@@ -1,0 +1,79 @@
+"""`metier chat` and `metier doctor`, on a tiny model."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from fakes import byte_tokenizer, tiny_llama
+from metier.cli.chat import Conversation, Settings, find_model, start_chat
+from metier.cli.doctor import examine
+from metier.core.errors import InputError, ModelError
+from metier.core.store import Artifact, Key, Store
+from metier.models.load import load
+from metier.models.save import save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_model(tiny_llama(), byte_tokenizer(), folder)
+    return folder
+
+
+def put(store: Store, step: str, produces: str) -> Artifact:
+    with store.build(Key.of(produces, step)) as workspace:
+        (workspace.files / "a").write_text("")
+        made = store.commit(workspace, {"produces": produces})
+    store.set_ref("quick", step, made.key)
+    return made
+
+
+def test_a_model_is_found_by_recipe_and_step(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    store = Store(tmp_path / "store")
+    made = put(store, "specialist", "model")
+    put(store, "answers", "answers")
+    assert find_model("quick/specialist", store) == made.files
+    assert find_model(str(folder), store) == folder
+    with pytest.raises(ModelError, match="did you mean 'specialist'"):
+        find_model("quick/specialst", store)
+    with pytest.raises(ModelError, match="that step made no model"):
+        find_model("quick/answers", store)
+    with pytest.raises(ModelError, match="no such model"):
+        find_model("nowhere", store)
+
+
+def test_one_question(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    start_chat(str(folder), tmp_path, Settings(None, 0.0, 8), "Hello?")
+    first = capsys.readouterr().out
+    start_chat(str(folder), tmp_path, Settings(None, 0.0, 8), "Hello?")
+    assert capsys.readouterr().out == first
+    assert first.strip()
+
+
+def test_a_talk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello?\n\n/clear\nAgain?\n/quit\nnever asked\n"))
+    start_chat(str(folder), tmp_path, Settings("Be brief.", 0.0, 4), None)
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
+def test_the_history_is_given_again_and_forgotten_when_full(folder: Path, capsys: pytest.CaptureFixture[str]):
+    conversation = Conversation(load(folder), Settings(None, 0.0, 4))
+    for question in ("a" * 30, "b" * 30):
+        "".join(conversation.answer(question))
+    assert [m.role for m in conversation.messages()] == ["user", "assistant"] * 2
+    for _ in range(3):
+        "".join(conversation.answer("c" * 40))
+    assert "forgot" in capsys.readouterr().err
+    assert len(conversation.turns) < 10
+    with pytest.raises(InputError, match="the question takes"):
+        "".join(conversation.answer("d" * 200))
+    assert conversation.turns == []
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]):
+    examine()
+    out = capsys.readouterr().out
+    for word in ("metier", "python", "torch", "memory", "disk", "cpu", "gpu", "bf16", "numeric type", "extra eval"):
+        assert word in out

@@ -1,0 +1,45 @@
+"""What the everyday commands may not do: import torch or transformers. Checked in a process of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import sys
+sys.argv = ["metier", *sys.argv[1:]]
+from metier.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+heavy = {"torch", "transformers", "peft", "numpy", "scipy", "matplotlib", "tokenizers"} & sys.modules.keys()
+sys.stderr.write("heavy:" + ",".join(sorted(heavy)))
+"""
+RECIPE = """\
+name: light
+steps:
+  articles: {kind: documents, sources: [{path: a.jsonl}]}
+  read: {kind: pretrain, model: base, documents: articles}
+  asked: {kind: perplexity, models: [base, read], documents: [articles]}
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "recipe.yaml"], ["check", "recipe.yaml"], ["schema"]])
+def test_no_heavy_import(tmp_path: Path, arguments: list[str]):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"max_position_embeddings": 64}')
+    (tmp_path / "base" / "model.safetensors").write_text("weights")
+    (tmp_path / "a.jsonl").write_text('{"text": "The whale is large."}\n{"text": "The crab is small."}\n')
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.endswith("heavy:"), done.stderr
+    assert done.stdout
+
+
+def test_the_stages_import_nothing_heavy():
+    code = "import sys, metier.stages; print({'torch', 'transformers', 'numpy', 'scipy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"
