@@ -307,3 +307,15 @@ def test_damaged_artifacts_leave_the_earlier_report(result, tmp_path):
         publish(run.result, "quickstart", tmp_path / "out")
     assert "scores.json" in str(caught.value.where)
     assert (tmp_path / "out" / "report.html").read_bytes() == before
+
+
+def test_folders_and_hub_ids_are_shown_by_their_last_part(tmp_path):
+    run = fakes.FakeRun(tmp_path / "store")
+    names = ["/a/long/way/to/tiny", "org/tiny", "org/other"]
+    rows = [fakes.score_row(n, "token_f1", "all", 9, 0.5, (0.5,) * 3, higher=True) | {"versus": []} for n in names]
+    scores = {"baseline": names[0], "confidence": 0.95, "rows": rows}
+    run.add("s", {"kind": "score", "answers": "x"}, "scores", files={"scores.json": scores, "items.jsonl": []})
+    collected = collect(run.result, "t")
+    assert [collected.label(n) for n in names] == [*names[:2], "other"]
+    board = json.loads((publish(run.result, "t", tmp_path / "out").parent / "leaderboards_full.json").read_text())
+    assert {c["name"] for c in board["contenders"]} == set(names)

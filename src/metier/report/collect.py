@@ -191,6 +191,13 @@ class Run:
                 found.setdefault(row.contender, Contender(row.contender, row.contender, None, {}))
         return tuple(found.values())
 
+    def label(self, name: str) -> str:
+        """A model's name as the page shows it: of a folder or hub id the last part, where that is no other's."""
+        short = name.rstrip("/").rsplit("/", 1)[-1]
+        others = {c.name for c in self.contenders()} | {s.name for s in self.steps}
+        clash = any(other != name and other.rstrip("/").rsplit("/", 1)[-1] == short for other in others)
+        return short if short and not clash else name
+
     def ancestors(self, name: str) -> set[str]:
         """Every step and outside model that `name` was made from, itself included."""
         seen: set[str] = set()

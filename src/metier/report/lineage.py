@@ -20,13 +20,17 @@ EDGE = 2
 
 @dataclass(frozen=True)
 class Box:
-    """A step, or a model from outside. parents: the boxes that it reads. role: its colour, or empty."""
+    """A step, or a model from outside.
+
+    parents: the boxes that it reads. role: its colour, or empty. shown: a shorter name for it.
+    """
 
     name: str
     caption: str
     parents: tuple[str, ...]
     role: str = ""
     outside: bool = False
+    shown: str = ""
 
 
 def picture(boxes: Sequence[Box]) -> Markup:
@@ -164,8 +168,8 @@ def _box(box: Box, left: float, top: float, width: float) -> str:
     return (
         f'<g class="{kind} c-{box.role or "none"}"><title>{text(box.name)}: {text(box.caption)}</title>'
         f'<rect x="{left:g}" y="{top:g}" width="{width:g}" height="{HEIGHT}" rx="{23 if box.outside else 6}"/>'
-        f'<text x="{middle:g}" y="{top + 19:g}" class="name">{text(_fit(box.name, 22))}</text>'
-        f'<text x="{middle:g}" y="{top + 35:g}">{text(_fit(box.caption, 28))}</text></g>'
+        f'<text x="{middle:g}" y="{top + 19:g}" class="name">{text(_fit(box.shown or box.name, 20))}</text>'
+        f'<text x="{middle:g}" y="{top + 35:g}">{text(_fit(box.caption, 27))}</text></g>'
     )
 
 

@@ -12,6 +12,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from metier.core.fingerprint import Json
 from metier.report import lineage, sections, wording
 from metier.report.collect import Run, Step
 from metier.report.leaderboard import TIE_RULE, Board, final_model
@@ -59,6 +60,7 @@ def render(run: Run, board: Board) -> str:
         group_title=lambda name: wording.group(name)[0],
         clip=lambda text: wording.cut(text, TEXT_LIMIT),
         mark=legend_marker,
+        label=run.label,
     )
     final = final_model(run)
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))  # noqa: S704
@@ -103,7 +105,10 @@ def _boxes(run: Run, board: Board, final: Step | None) -> list[lineage.Box]:
     outside = dict.fromkeys(
         i.value for s in run.steps for i in s.inputs if i.step is None and i.field.split(".")[0] in ("model", "models")
     )
-    boxes = [lineage.Box(name, "outside model", (), roles.get(name, ""), outside=True) for name in outside]
+    boxes = [
+        lineage.Box(name, "outside model", (), roles.get(name, ""), outside=True, shown=run.label(name))
+        for name in outside
+    ]
     for step in run.steps:
         parents = tuple(dict.fromkeys(i.step or i.value for i in step.inputs))
         boxes.append(lineage.Box(step.name, _caption(step), parents, roles.get(step.name, "")))
@@ -140,13 +145,19 @@ def _shared(run: Run, part: str) -> list[tuple[list[str], dict[str, str]]]:
     """The distinct machines or version sets of the records, each with the steps that ran there."""
     found: list[tuple[list[str], dict[str, str]]] = []
     for step in run.steps:
-        value = {str(k): wording.setting(v) for k, v in (step.record.get(part) or {}).items()}
+        value = dict(_fact(str(k), v) for k, v in (step.record.get(part) or {}).items() if v is not None)
         same = next((steps for steps, known in found if known == value), None)
         if same is not None:
             same.append(step.name)
         elif value:
             found.append(([step.name], value))
     return found
+
+
+def _fact(name: str, value: Json) -> tuple[str, str]:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return name.removesuffix("_bytes"), wording.memory(value)
+    return name, wording.setting(value)
 
 
 def _recipe(run: Run) -> str:

@@ -93,7 +93,7 @@ def headline(run: Run, board: Board) -> list[Sentence]:
     specialist = board.role("specialist") or board.role("base")
     found: list[Sentence] = []
     if board.scores and board.metric and specialist and not board.scores.of_text:
-        found += _answers_headline(board.scores, board.metric, specialist, board)
+        found += _answers_headline(run, board.scores, board.metric, specialist, board)
     for scores in run.scores:
         if scores.of_text and specialist:
             found += _text_headline(run, scores, specialist)
@@ -103,17 +103,20 @@ def headline(run: Run, board: Board) -> list[Sentence]:
     return found
 
 
-def _answers_headline(scores: Scores, name: str, specialist: Contender, board: Board) -> Iterable[Sentence]:
+def _answers_headline(run: Run, scores: Scores, name: str, specialist: Contender, board: Board) -> Iterable[Sentence]:
     said, base = metric(name), board.role("base")
     mine = scores.row(specialist.name, name, "all")
     if mine is None:
         return
-    text = f"On {mine.n:,} test questions, {specialist.name} reaches a {said.title} of {_value(mine, said.digits)}"
+    reached = f"a {said.title} of {_value(mine, said.digits)}"
+    text = f"On {mine.n:,} test questions, {run.label(specialist.name)} reaches {reached}"
     theirs = scores.row(base.name, name, "all") if base else None
     if base is None or theirs is None or base is specialist:
         yield Sentence(f"{text}. It was compared with nothing.")
         return
-    yield Sentence(f"{text}; the base, {base.name}, {_value(theirs, said.digits)}.", _verdict(mine, base.name))
+    yield Sentence(
+        f"{text}; the base, {run.label(base.name)}, {_value(theirs, said.digits)}.", _verdict(mine, base.name)
+    )
     rival = board.role("comparison")
     if rival is None:
         return
@@ -124,7 +127,7 @@ def _answers_headline(scores: Scores, name: str, specialist: Contender, board: B
         title, _ = group(group_name)
         which = f"all {mine.n:,} questions" if group_name == "all" else f"the {mine.n:,} “{title}” questions"
         yield Sentence(
-            f"Against the comparison run {rival.name}, on {which}: {_value(mine, said.digits)} to "
+            f"Against the comparison run {run.label(rival.name)}, on {which}: {_value(mine, said.digits)} to "
             f"{_value(theirs, said.digits)}.",
             _verdict(mine, rival.name),
         )
@@ -138,7 +141,7 @@ def _text_headline(run: Run, scores: Scores, specialist: Contender) -> Iterable[
         if group_name == "all" or mine is None:
             continue
         text = (
-            f"On held-out {text_kind(run, group_name)} text ({group_name}), {specialist.name} needs "
+            f"On held-out {text_kind(run, group_name)} text ({group_name}), {run.label(specialist.name)} needs "
             f"{_value(mine, said.digits)} {said.title}"
         )
         if base is None or base is mine:
@@ -201,9 +204,9 @@ def _block(run: Run, board: Board, scores: Scores, name: str, *, first: bool) ->
                 group_name,
                 title,
                 note,
-                tuple(_bar(r, axis, board.role_of(r.contender), said.digits) for r in members),
+                tuple(_bar(run, r, axis, board.role_of(r.contender), said.digits) for r in members),
                 plots.axis_row(axis),
-                tuple(_difference(r, v, wide, board, said.digits) for r in members for v in r.versus),
+                tuple(_difference(run, r, v, wide, board, said.digits) for r in members for v in r.versus),
                 plots.axis_row(wide),
             )
         )
@@ -223,17 +226,19 @@ def _ends(rows: Iterable[tuple[float | None, ...]]) -> list[float]:
     return [value for row in rows for value in row if value is not None]
 
 
-def _bar(row: Score, axis: plots.Scale, role: str, digits: int) -> Bar:
+def _bar(run: Run, row: Score, axis: plots.Scale, role: str, digits: int) -> Bar:
     drawn = plots.track(axis, row.mean, row.low, row.high, role=role)
-    return Bar(row.contender, role, drawn, number(row.mean, digits), interval(row.low, row.high, digits), row.n)
+    return Bar(
+        run.label(row.contender), role, drawn, number(row.mean, digits), interval(row.low, row.high, digits), row.n
+    )
 
 
-def _difference(row: Score, versus: Versus, axis: plots.Scale, board: Board, digits: int) -> Difference:
+def _difference(run: Run, row: Score, versus: Versus, axis: plots.Scale, board: Board, digits: int) -> Difference:
     role = board.role_of(row.contender)
     return Difference(
-        name=row.contender,
+        name=run.label(row.contender),
         role=role,
-        against=versus.against,
+        against=run.label(versus.against),
         track=plots.track(axis, versus.difference, versus.low, versus.high, role=role, zero=True),
         value=signed(versus.difference, digits),
         interval=interval(versus.low, versus.high, digits),
