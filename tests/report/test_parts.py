@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from metier.report import lineage, plots, wording
@@ -11,7 +11,14 @@ from metier.report import lineage, plots, wording
 
 @pytest.mark.parametrize(
     ("values", "low", "high"),
-    [([0.1, 0.8], 0.0, 0.8), ([0.3, 1.0], 0.0, 1.0), ([2.31, 0.6], 0.5, 2.5), ([], 0.0, 1.0), ([5.0], 2.0, 8.0)],
+    [
+        ([0.1, 0.8], 0.0, 0.8),
+        ([0.3, 1.0], 0.0, 1.0),
+        ([2.31, 0.6], 0.5, 2.5),
+        ([], 0.0, 1.0),
+        ([5.0], 2.0, 8.0),
+        ([0.0], -0.6, 0.6),
+    ],
 )
 def test_axes_are_round(values, low, high):
     axis = plots.scale(values, bounded=bool(values) and max(values) <= 1)
@@ -20,6 +27,9 @@ def test_axes_are_round(values, low, high):
 
 @settings(max_examples=60)
 @given(st.lists(st.floats(-1e9, 1e9, allow_nan=False), max_size=20))
+@example([5e-324])
+@example([1e9, 1e9 - 1e-7])
+@example([1e-12, 3e-12])
 def test_an_axis_holds_its_values_and_few_ticks(values):
     axis = plots.scale(values)
     assert axis.low < axis.high

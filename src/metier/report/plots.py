@@ -42,8 +42,10 @@ def scale(values: Iterable[float], *, bounded: bool = False, wanted: int = 5) ->
     low, high = (min(seen), max(seen)) if seen else (0.0, 1.0)
     if bounded:
         low, high = min(0.0, low), min(1.0, high) if high <= 1 else high
-    if high - low < 1e-9:
-        low, high = low - abs(low or 1) / 2, high + abs(high or 1) / 2
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * max(size, 1e-9):  # one value, or so close that the ticks would coincide
+        around = size / 2 if size > 1e-9 else 0.5
+        low, high = low - around, high + around
     step = _round_step((high - low) / wanted)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
