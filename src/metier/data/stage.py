@@ -78,8 +78,8 @@ class Documents(Stage):
     produces: ClassVar[str] = "documents"
     version: ClassVar[int] = 1
 
-    sources: list[TextSource] = Field(min_length=1)
-    """The texts to train on."""
+    sources: list[TextSource] = Field(default_factory=list)
+    """The texts to train on. None, where the step only holds texts to measure with."""
     heldout: list[TextSource] = Field(default_factory=list)
     """Texts to measure with; a training text that stands here too is dropped from training."""
     heldout_fraction: float = Fraction
@@ -92,6 +92,14 @@ class Documents(Stage):
     """Share of unusable rows above which the step stops."""
     seed: int = Field(0, ge=0)
     """Decides which documents are held out."""
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> "Documents":
+        if not self.sources and not self.heldout:
+            raise ValueError("give `sources` to train on, `heldout` to measure with, or both")
+        if not self.sources and (self.replay or self.heldout_fraction):
+            raise ValueError("`replay` and `heldout_fraction` have no effect without `sources`")
+        return self
 
     def check(self, sources: Mapping[str, Source]) -> None:
         """Read every source; raises DataError."""
@@ -117,7 +125,7 @@ class Documents(Stage):
         )
         splits["heldout"] += read(self.heldout)
         splits["replay"] = read(self.replay.sources) if self.replay else []
-        expected = {"train": "sources"}
+        expected = {"train": "sources"} if self.sources else {}
         if self.heldout or self.heldout_fraction:
             expected["heldout"] = "heldout" if self.heldout else "heldout_fraction"
         if self.replay:
