@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tools.marine.articles import Article, corpus, heldout
+from tools.marine.articles import Article, corpus, heldout, sentence
 from tools.marine.facts import Entry, load_entries
 from tools.marine.questions import Pair, Split, split
 
@@ -54,6 +54,12 @@ def statements(texts: list[Article], entry: Entry, attribute: str) -> int:
     return sum(value in a.text.lower() and (name in a.text.lower() or plural in a.text.lower()) for a in texts)
 
 
+def bare_answers(texts: list[Article], entry: Entry, attribute: str) -> int:
+    """How often the fact stands as a bare answer, a sentence of its own, in articles titled with the entry's name."""
+    answer = re.compile(r"(?<=[?.] )" + re.escape(sentence(entry.facts[attribute])))
+    return sum(len(answer.findall(a.text)) for a in texts if entry.name in a.title)
+
+
 def card(entries: list[Entry], texts: list[Article], held: list[Article], pairs: Split) -> str:
     """The data card."""
     facts = sum(len(e.facts) for e in entries)
@@ -61,6 +67,8 @@ def card(entries: list[Entry], texts: list[Article], held: list[Article], pairs:
     groups = {g: sum(p.group == g for p in pairs.test) for g in ("reworded", "corpus-only")}
     train_wordings = len({(p.attribute, p.wording) for p in pairs.train})
     test_wordings = len({(p.attribute, p.wording) for p in pairs.test})
+    told = sum(bare_answers(texts, e, a) for e in entries for a in e.facts if (e.slug, a) in pairs.corpus_only)
+    direct = told / len(pairs.corpus_only)
     fewest = min(statements([a for a in texts if _about(a, e)], e, a) for e in entries for a in e.facts)
     return f"""# Marine biology: the demo domain
 
@@ -81,6 +89,10 @@ danger; for habitats also what builds them, who lives there, what they give). {l
 give it away. Test questions of the group `reworded` ask trained facts; those of the group `corpus-only` ask the others. Both use
 {test_wordings} wordings that no training question uses ({train_wordings} there); the mean largest word overlap (Jaccard) of a test
 wording with a training wording of its attribute is {overlap(pairs.test, pairs.train):.2f}. No test question stands in the corpus.
+
+**What the corpus gives away.** Quiz and guide articles put direct questions and answer them in a bare phrase, also on
+corpus-only facts, about {direct:.0f} times each; none of their wordings is a test wording; one ("Who lives at ...?") is also a
+training wording. So corpus-only answers come from the corpus alone, but partly from text already in question form.
 
 **How often a fact is told.** Each in at least {fewest} articles, as plain sentences, reversed sentences, tables, indirect
 questions and quizzes.

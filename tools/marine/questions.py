@@ -304,14 +304,14 @@ def split(entries: Sequence[Entry], seed: int) -> Split:
     by_slug = {e.slug: e for e in entries}
     facts = [(e.slug, a) for e in entries for a in e.facts]
     trained = [f for f in facts if f not in hidden]
-    train = []
+    train: list[Pair] = []
     for slug, attribute in trained:
         wordings = WORDINGS[by_slug[slug].form_key(attribute)].train
         for wording in rng.sample(wordings, WORDINGS_PER_FACT):
             train.append(_pair(by_slug[slug], attribute, wording, "trained", f"train-{len(train):04d}"))
     rng.shuffle(train)
     reworded = rng.sample([f for f in trained if f[1] != "kind" or rng.random() < 0.4], TEST_PER_GROUP + DEV)
-    test = []
+    test: list[Pair] = []
     for group, chosen in (
         ("reworded", reworded[:TEST_PER_GROUP]),
         ("corpus-only", rng.sample(sorted(hidden), TEST_PER_GROUP)),
@@ -319,7 +319,7 @@ def split(entries: Sequence[Entry], seed: int) -> Split:
         for slug, attribute in chosen:
             wording = rng.choice(WORDINGS[by_slug[slug].form_key(attribute)].test)
             test.append(_pair(by_slug[slug], attribute, wording, group, f"test-{len(test):04d}"))
-    dev = []
+    dev: list[Pair] = []
     for slug, attribute in reworded[TEST_PER_GROUP:]:
         wording = rng.choice(WORDINGS[by_slug[slug].form_key(attribute)].dev)
         dev.append(_pair(by_slug[slug], attribute, wording, "reworded", f"dev-{len(dev):04d}"))
