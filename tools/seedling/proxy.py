@@ -54,7 +54,7 @@ def animals(tokens: int, count: int = 110) -> Task:
 
 
 def read(folder: Path) -> Task:
-    """corpus.jsonl, train.jsonl, test.jsonl; test rows are split by their field "split" or "part"."""
+    """corpus.jsonl, train.jsonl, test.jsonl; test rows are split by their field "group"."""
     rows = {
         n: [json.loads(x) for x in (folder / f"{n}.jsonl").read_text().splitlines()]
         for n in ("corpus", "train", "test")
@@ -62,7 +62,7 @@ def read(folder: Path) -> Task:
     texts = [r["text"] for r in rows["corpus"]]
     tests: dict[str, list[Pair]] = {}
     for r in rows["test"]:
-        tests.setdefault(str(r.get("kind") or r.get("part") or r.get("split") or "test"), []).append(
+        tests.setdefault(str(r.get("group", "test")), []).append(
             (r["question"], r["answer"])
         )
     return Task(texts, [(r["question"], r["answer"]) for r in rows["train"]], tests)
