@@ -19,6 +19,7 @@ from metier.models.adapter import LoraSettings, add_lora
 from metier.train.batches import Batches, Piece
 from metier.train.checkpoint import Checkpoints
 from metier.train.loop import State, fit
+from metier.train.optimizers import is_hidden_matrix
 from metier.train.precision import choose
 
 HERE = Path(__file__).parent
@@ -58,6 +59,7 @@ def run(model: Any, folder: Path, **changes: Any) -> State:
         "dev": [pieces_of(5, seed=9)],
         "epochs": 3,
         "max_steps": None,
+        "optimizer": "adamw",
         "learning_rate": 1e-2,
         "schedule": "cosine",
         "warmup": 0.1,
@@ -141,6 +143,22 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, looks: int, unin
     assert fingerprint(again) == fingerprint(whole)
 
 
+def test_muon_goes_on_to_the_same_bits(tmp_path: Path):
+    whole, cut = fakes.tiny("llama"), fakes.tiny("llama")
+    expected = run(whole, tmp_path / "whole", optimizer="muon")
+    with pytest.raises(Interrupted):
+        run(cut, tmp_path / "cut", optimizer="muon", check_stop=StopAt(7))
+    again = fakes.tiny("llama")
+    assert run(again, tmp_path / "cut", optimizer="muon").log == expected.log
+    assert fingerprint(again) == fingerprint(whole)
+
+
+def test_muon_takes_only_the_matrices_inside_the_blocks():
+    named = dict(fakes.tiny("llama-untied").named_parameters())
+    hidden = {name for name, p in named.items() if is_hidden_matrix(name, p)}
+    assert hidden == {n for n in named if n.endswith("_proj.weight")}
+
+
 def test_checkpoints_replace_one_another(tmp_path: Path):
     run(adapted(), tmp_path, checkpoints=Checkpoints(tmp_path, every_seconds=0.0))
     (only,) = tmp_path.iterdir()
@@ -186,6 +204,7 @@ def test_every_setting_reaches_the_result(tmp_path: Path):
     """Each change ends with other weights: no setting is dead."""
     changes: list[dict[str, Any]] = [
         {},
+        {"optimizer": "muon"},
         {"learning_rate": 5e-3},
         {"schedule": "linear"},
         {"warmup": 0.6},

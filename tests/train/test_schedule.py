@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from metier.train.schedule import groups, share_of_peak
+from metier.train.optimizers import groups
+from metier.train.schedule import share_of_peak
 
 
 def rates(total: int, **settings: object) -> list[float]:

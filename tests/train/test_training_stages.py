@@ -223,6 +223,11 @@ def test_bad_input_is_seen_before_anything_runs(
     assert not any(ctx.out.iterdir())
 
 
+def test_muon_with_lora_is_refused():
+    with pytest.raises(ValidationError, match="use `optimizer: adamw`"):
+        pretrain(optimizer="muon", method={"lora": {"r": 4}})
+
+
 def test_keep_best_needs_a_dev_split(tmp_path: Path, base: Path, examples: Path):
     (examples / "dev.jsonl").write_text("")
     ctx = context(tmp_path, base=base, data=examples)

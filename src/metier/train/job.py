@@ -95,6 +95,7 @@ def _fit(
         dev=micros(material.dev, stage.batch_size * length),
         epochs=stage.epochs,
         max_steps=stage.max_steps,
+        optimizer=stage.optimizer,
         learning_rate=stage.peak_rate,
         schedule=stage.schedule,
         warmup=stage.warmup,

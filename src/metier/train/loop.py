@@ -27,15 +27,13 @@ from metier.core.errors import Interrupted, TrainingError
 from metier.core.events import Events
 from metier.train.batches import Batches, Micro, Window, size_of, targets_of
 from metier.train.checkpoint import Checkpoints
+from metier.train.optimizers import Kind, Optimizers
 from metier.train.packed import backward, pack, packed_attention, summed_loss
 from metier.train.precision import Precision
-from metier.train.schedule import Shape, groups, share_of_peak
+from metier.train.schedule import Shape, share_of_peak
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BETAS = (0.9, 0.95)
-"""AdamW's; 0.95 forgets gradient noise sooner than 0.999 and is what language models are trained with."""
 
 
 @dataclass
@@ -75,6 +73,7 @@ def fit(
     dev: Sequence[Micro],
     epochs: int,
     max_steps: int | None,
+    optimizer: Kind,
     learning_rate: float,
     schedule: Shape,
     warmup: float,
@@ -100,11 +99,11 @@ def fit(
     Raises TrainingError where a loss or gradient is not finite; Interrupted, with the state kept, when asked to stop.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(groups(named.values(), weight_decay), lr=learning_rate, betas=BETAS, fused=True)
+    optimizers = Optimizers(named, optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
     loop = _Loop(
         model,
         named,
-        optimizer,
+        optimizers,
         batches,
         dev,
         precision,
@@ -140,7 +139,7 @@ def fit(
         raise
     finally:
         model.train(was_training)
-        optimizer.zero_grad(set_to_none=True)
+        optimizers.zero_grad()
     if keep_best:
         loop.restore_best()
     return loop.state
@@ -152,7 +151,7 @@ class _Loop:
 
     model: "PreTrainedModel"
     named: dict[str, nn.Parameter]
-    optimizer: torch.optim.AdamW
+    optimizers: Optimizers
     batches: Batches
     dev: Sequence[Micro]
     precision: Precision
@@ -180,16 +179,14 @@ class _Loop:
         window = self._window(epoch, state.step - (epoch_ends[epoch - 1] if epoch else 0))
         targets = sum(targets_of(micro) for micro in window)
         loss = torch.zeros(())
-        self.optimizer.zero_grad(set_to_none=True)  # also what a stop amid the window left
+        self.optimizers.zero_grad()  # also what a stop amid the window left
         for index, micro in enumerate(window):
             self.check_stop()
             torch.manual_seed(_mix(self.seed, state.step, index))
             loss += backward(self.model, pack(micro), scale=1 / targets, autocast=self.precision.autocast)
         mean, norm = torch.stack([loss / targets, self._clipped()]).tolist()
         self._check_finite(mean, norm, window)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        self.optimizers.step(rate)
         state.step += 1
         state.tokens += sum(size_of(micro) for micro in window)
         state.targets += targets
@@ -244,7 +241,7 @@ class _Loop:
         """All tensors of the run, by name, for a checkpoint."""
         found = {f"weight/{name}": p.detach().contiguous() for name, p in self.named.items()}
         for name, parameter in self.named.items():
-            moments = self.optimizer.state.get(parameter, {})
+            moments = self.optimizers.state(parameter)
             found |= {f"optimizer/{key}/{name}": value.contiguous() for key, value in moments.items()}
         return found | {f"best/{name}": value.contiguous() for name, value in self.best.items()}
 
@@ -260,7 +257,7 @@ class _Loop:
                     self.best[name] = value
                 else:
                     moment, _, name = name.partition("/")
-                    self.optimizer.state[self.named[name]][moment] = value
+                    self.optimizers.state(self.named[name])[moment] = value
         self._since = (self.state.tokens, self.state.seconds)
 
     def _window(self, epoch: int, position: int) -> Window:

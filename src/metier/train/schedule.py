@@ -1,10 +1,7 @@
-"""The learning rate as a plain function of the step, and the optimizer's parameter groups."""
+"""The learning rate as a plain function of the step."""
 
 import math
-from collections.abc import Iterable
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import Literal
 
 Shape = Literal["cosine", "linear", "constant"]
 
@@ -23,12 +20,3 @@ def share_of_peak(step: int, total: int, *, shape: Shape, warmup: float, floor: 
     done = (step - rising) / (total - 1 - rising)
     fall = (1 + math.cos(math.pi * done)) / 2 if shape == "cosine" else 1 - done
     return floor + (1 - floor) * fall
-
-
-def groups(parameters: Iterable[Tensor], weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: weight decay on matrices only, never on norms and biases."""
-    every = list(parameters)
-    matrices = [p for p in every if p.ndim >= 2]
-    others = [p for p in every if p.ndim < 2]
-    found = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in found if group["params"]]

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from metier.core.errors import DataError, ModelError
 from metier.core.stage import Context, ModelRef, Needs, Runtime, Source, Stage
-from metier.train.methods import Method, check, default_rate
+from metier.train.methods import LoraMethod, Method, check, default_rate
 
 if TYPE_CHECKING:
     from metier.text.chat import Tokenizer
@@ -37,6 +37,9 @@ class Training(Stage):
     """How often everything is read."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after that many optimizer steps, even amid an epoch."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: torch's Muon for the matrices inside the blocks, AdamW for the rest. Learns facts in fewer readings; for
+    whole weights, not for LoRA."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate. Left out: 2e-5 for full and freeze, 2e-4 for LoRA."""
     batch_size: int = Field(8, ge=1)
@@ -50,7 +53,7 @@ class Training(Stage):
     min_learning_rate: float = Field(0.1, ge=0, le=1)
     """Where the learning rate ends, as a share of its peak."""
     weight_decay: float = Field(0.01, ge=0)
-    """AdamW's weight decay, on matrices only."""
+    """Decoupled weight decay, on matrices only."""
     clip: float | None = Field(1.0, gt=0)
     """The largest gradient norm; null: no clipping."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -61,6 +64,12 @@ class Training(Stage):
     """Measure the dev loss every so many steps. Left out: after each epoch."""
     log_every: Annotated[int, Runtime()] = Field(10, ge=1)
     """Report progress every so many steps; the log in the artifact has every step."""
+
+    @model_validator(mode="after")
+    def _muon_trains_whole_matrices(self) -> "Training":
+        if self.optimizer == "muon" and isinstance(self.method, LoraMethod):
+            raise ValueError("muon makes whole matrices orthogonal, LoRA's factors are thin: use `optimizer: adamw`")
+        return self
 
     @property
     def data(self) -> str:

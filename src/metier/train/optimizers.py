@@ -1,0 +1,66 @@
+"""AdamW, or Muon for the matrices inside the blocks with AdamW for everything else.
+
+Muon (Jordan et al. 2024; torch.optim.Muon) replaces a matrix's momentum by the nearest orthogonal matrix, so that
+rarely seen directions learn as fast as common ones. It costs five small matrix products a matrix and step, and half of
+AdamW's memory. Its updates are scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982), so one learning rate serves
+both.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["adamw", "muon"]
+
+BETAS = (0.9, 0.95)
+"""AdamW's; 0.95 forgets gradient noise sooner than 0.999 and is what language models are trained with."""
+
+
+class Optimizers:
+    """The optimizers of one run behind one face."""
+
+    def __init__(self, named: Mapping[str, nn.Parameter], kind: Kind, *, learning_rate: float, weight_decay: float):
+        hidden = {name for name, p in named.items() if kind == "muon" and is_hidden_matrix(name, p)}
+        rest = [p for name, p in named.items() if name not in hidden]
+        self._all: list[torch.optim.Optimizer] = []
+        if rest:
+            self._all.append(torch.optim.AdamW(groups(rest, weight_decay), lr=learning_rate, betas=BETAS, fused=True))
+        if hidden:
+            matrices = [p for name, p in named.items() if name in hidden]
+            self._all.append(
+                torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+
+    def step(self, rate: float) -> None:
+        """One step of all at this learning rate."""
+        for optimizer in self._all:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for optimizer in self._all:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """What is remembered of a parameter; filling it restores it."""
+        owner = next(o for o in self._all if any(parameter is p for g in o.param_groups for p in g["params"]))
+        state: dict[str, Any] = owner.state[parameter]
+        return state
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether it is a matrix inside a block: not an embedding, not the output head, not a norm or a bias."""
+    return parameter.ndim == 2 and not any(part in name for part in ("embed", "wte", "wpe", "lm_head"))
+
+
+def groups(parameters: Iterable[Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: weight decay on matrices only, never on norms and biases."""
+    every = list(parameters)
+    matrices = [p for p in every if p.ndim >= 2]
+    others = [p for p in every if p.ndim < 2]
+    found = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in found if group["params"]]
