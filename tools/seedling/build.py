@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,23 +31,66 @@ ASKED = ["How do you make tea?", "What is the opposite of hot?", "Which day come
 PROMPTS = ["One morning", "The baker", "In winter"]
 
 
-def prepare(work: Path, tokens: int) -> int:
-    """The tokenizer folder and the token file; returns the bytes of text behind the tokens."""
-    world = corpus.the_world()
-    note = work / "data.json"
-    if note.exists() and json.loads(note.read_text())["tokens"] >= tokens:
-        return int(json.loads(note.read_text())["bytes"])
-    plain = [
-        re.sub(r"<\|\w+\|>", "\n", t) for t in islice(corpus.stream(world, replace(corpus.PHASES[0], seed=99)), 40_000)
-    ]
-    tok = tk.train_tokenizer(plain, VOCAB)
-    tk.save_tokenizer(tok, work / "tokenizer", CONTEXT)
-    (work / "train.bin").unlink(missing_ok=True)
-    size = 0
-    for phase in corpus.PHASES:
-        size += corpus.write_tokens(corpus.stream(world, phase), tok, work / "train.bin", int(phase.part * tokens) + 1)
-    note.write_text(json.dumps({"tokens": tokens, "bytes": size}))
-    return size
+@dataclass(frozen=True)
+class Course:
+    """One run of the trainer, with its own schedule, over some phases of the stream."""
+
+    name: str
+    phases: tuple[corpus.Phase, ...]
+    lr: float
+    warmup: int
+    decay: float
+
+
+COURSES = (
+    Course("facts", corpus.PHASES[:2], lr=3e-3, warmup=100, decay=0.22),
+    Course("asking", corpus.PHASES[2:], lr=2.5e-3, warmup=40, decay=0.45),
+)
+
+
+def make_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer, trained on a sample of the first phase, saved in `folder` unless it stands there."""
+    if not (folder / "tokenizer.json").exists():
+        sample = islice(corpus.stream(corpus.the_world(), replace(corpus.PHASES[0], seed=99)), 40_000)
+        tk.save_tokenizer(tk.train_tokenizer([re.sub(r"<\|\w+\|>", "\n", t) for t in sample], VOCAB), folder, CONTEXT)
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def write_stream(course: Course, tok: Tokenizer, path: Path) -> int:
+    """The token file of a course; returns the bytes of text behind it."""
+    note = path.with_suffix(".json")
+    if not note.exists():
+        path.unlink(missing_ok=True)
+        world = corpus.the_world()
+        size = sum(corpus.write_tokens(corpus.stream(world, p), tok, path, p.tokens + 1) for p in course.phases)
+        note.write_text(json.dumps({"bytes": size}))
+    return int(json.loads(note.read_text())["bytes"])
+
+
+def run_courses(work: Path) -> tuple[dict[str, Any], int]:
+    """Trains course after course; a finished course is kept, so a build that was stopped goes on."""
+    from tools.seedling.train import Plan, train
+
+    tok = make_tokenizer(work / "tokenizer")
+    runs, size, start = [], 0, None
+    for course in COURSES:
+        out = work / course.name
+        out.mkdir(parents=True, exist_ok=True)
+        size += write_stream(course, tok, out / "train.bin")
+        result = out / "result.json"
+        if not result.exists():
+            tokens = sum(p.tokens for p in course.phases)
+            plan = Plan(tokens=tokens, lr=course.lr, warmup=course.warmup, decay=course.decay)
+            run = train(out / "train.bin", work / "tokenizer", out, plan, tok.get_vocab_size(), start)
+            result.write_text(json.dumps(run))
+        runs.append(json.loads(result.read_text()))
+        start = out / "latest"
+    return join_runs(runs), size
+
+
+def join_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tokens, steps and seconds of all courses; the loss of the last."""
+    return {**{k: sum(r[k] for r in runs) for k in ("tokens", "steps", "seconds")}, "loss": runs[-1]["loss"]}
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -106,10 +149,10 @@ def write_general() -> None:
     )
 
 
-def finish(work: Path, run: dict[str, Any], text_bytes: int) -> None:
+def finish(trained: Path, run: dict[str, Any], text_bytes: int) -> None:
     """Copies the trained folder into the package and writes the card beside it."""
     MODEL_DIR.mkdir(parents=True, exist_ok=True)
-    for file in sorted((work / "latest").iterdir()):
+    for file in sorted(trained.iterdir()):
         shutil.copyfile(file, MODEL_DIR / file.name)
     found = measure(MODEL_DIR)
     (MODEL_DIR / "CARD.md").write_text(card(run, found, text_bytes), encoding="utf-8")
@@ -119,20 +162,13 @@ def finish(work: Path, run: dict[str, Any], text_bytes: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "seedling")
-    parser.add_argument("--tokens", type=int)
     parser.add_argument("--data-only", action="store_true")
     args = parser.parse_args()
     write_general()
     if args.data_only:
         return
-    from tools.seedling.train import Plan, train
-
-    plan = Plan() if args.tokens is None else Plan(tokens=args.tokens)
-    args.work.mkdir(parents=True, exist_ok=True)
-    size = prepare(args.work, plan.tokens)
-    vocab = Tokenizer.from_file(str(args.work / "tokenizer" / "tokenizer.json")).get_vocab_size()
-    run = train(args.work / "train.bin", args.work / "tokenizer", args.work, plan, vocab)
-    finish(args.work, run, size)
+    run, size = run_courses(args.work)
+    finish(args.work / COURSES[-1].name / "latest", run, size)
 
 
 if __name__ == "__main__":

@@ -34,19 +34,22 @@ articles stood at 8 % after 8.6 M tokens; 1.2 M tokens later, with a core, at 22
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the stream: its share of all tokens, its seed, how often the core is drawn, and the token shares."""
+    """A part of the stream: its tokens, its seed, how often the core is drawn, and the token shares."""
 
-    part: float
+    tokens: int
     seed: int
     core_share: float
     shares: dict[str, float]
 
 
 PHASES = (
-    Phase(0.5, 2, 0.0, {"article": 0.45, "chat": 0.29, "story": 0.15, "skill": 0.11}),
-    Phase(0.5, 4, 0.8, {"article": 0.47, "chat": 0.32, "story": 0.13, "skill": 0.08}),
+    Phase(8_600_000, 2, 0.0, {"article": 0.45, "chat": 0.29, "story": 0.15, "skill": 0.11}),
+    Phase(8_400_000, 4, 0.8, {"article": 0.47, "chat": 0.32, "story": 0.13, "skill": 0.08}),
+    Phase(5_500_000, 6, 0.93, {"article": 0.40, "chat": 0.47, "story": 0.08, "skill": 0.05}),
 )
-"""First the breadth of the language and of the world, then facts often enough to be learnt."""
+"""First the breadth of the language and of the world, then facts often enough to be learnt, then many ways to ask."""
+LATE = {"breeder", "habitat"}
+"""Small domains that always belong to the core, twice: they ask what the demo asks and other domains do not."""
 SYSTEMS = [
     "Answer briefly.",
     "You are a helpful assistant.",
@@ -65,7 +68,8 @@ def _by_domain(world: list[Entity]) -> dict[str, list[Entity]]:
 
 def core(world: list[Entity]) -> list[Entity]:
     """The entities that are told often, drawn across the domains."""
-    return random.Random("core").sample(world, min(CORE, len(world)))
+    rest = [e for e in world if e.domain not in LATE]
+    return random.Random("core").sample(rest, min(CORE, len(rest))) + 2 * [e for e in world if e.domain in LATE]
 
 
 def _draw(rng: random.Random, share: float, often: list[Entity], everyone: list[Entity]) -> Entity:

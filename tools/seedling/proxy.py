@@ -62,9 +62,7 @@ def read(folder: Path) -> Task:
     texts = [r["text"] for r in rows["corpus"]]
     tests: dict[str, list[Pair]] = {}
     for r in rows["test"]:
-        tests.setdefault(str(r.get("group", "test")), []).append(
-            (r["question"], r["answer"])
-        )
+        tests.setdefault(str(r.get("group", "test")), []).append((r["question"], r["answer"]))
     return Task(texts, [(r["question"], r["answer"]) for r in rows["train"]], tests)
 
 

@@ -43,7 +43,7 @@ def subject(entity: Entity, rng: random.Random, *, pronoun: float = 0.0, vary: b
         return Subject(p, POSSESSIVE[p], OBJECT[p])
     if entity.proper:
         return Subject(entity.name, entity.name + "'s", entity.name)
-    if vary and entity.domain in {"animal", "plant"}:
+    if vary and entity.domain in {"animal", "plant", "breeder"}:
         draw = rng.random()
         if draw < 0.16:
             many = w.plural(entity.name)

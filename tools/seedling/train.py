@@ -9,10 +9,10 @@ are seen.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,91 +87,95 @@ def save_model(model: LlamaForCausalLM, tokenizer_dir: Path, folder: Path) -> No
     aside.rename(folder)
 
 
-def train(data: Path, tokenizer_dir: Path, out: Path, plan: Plan, vocab_size: int) -> dict[str, Any]:
-    """Runs `plan` over the ids in `data`; returns the measured numbers. Goes on from `out/state.pt` where it stands."""
-    torch.manual_seed(plan.seed)
-    model = make_model(vocab_size)
-    opts = optimizers(model, plan)
-    ids = np.memmap(data, dtype=np.uint16, mode="r")
-    if len(ids) < plan.tokens:
-        raise ValueError(
-            f"{data} holds {len(ids):,} tokens, the plan asks for {plan.tokens:,}: generate more or lower tokens"
-        )
-    seen = step = 0
-    spent = 0.0
-    state = out / "state.pt"
-    if state.exists():
-        kept = torch.load(state, weights_only=True)
-        model.load_state_dict(kept["model"])
-        for opt, values in zip(opts, kept["opts"], strict=True):
-            opt.load_state_dict(values)
-        seen, step, spent = kept["seen"], kept["step"], kept["spent"]
+@dataclass
+class _Progress:
+    """Where a run stands; what `state.pt` keeps beside the weights."""
+
+    seen: int = 0
+    step: int = 0
+    spent: float = 0.0
+
+
+def _keep(state: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer], at: _Progress) -> None:
+    """Writes the resumable state aside and renames it."""
+    part = state.with_suffix(".part")
+    torch.save({"model": model.state_dict(), "opts": [o.state_dict() for o in opts], **asdict(at)}, part)
+    part.rename(state)
+
+
+def _resume(state: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer]) -> _Progress:
+    if not state.exists():
+        return _Progress()
+    kept = torch.load(state, weights_only=True)
+    model.load_state_dict(kept["model"])
+    for opt, values in zip(opts, kept["opts"], strict=True):
+        opt.load_state_dict(values)
+    return _Progress(kept["seen"], kept["step"], kept["spent"])
+
+
+def _loss_of(model: LlamaForCausalLM, compiled: bool) -> Callable[[Tensor], Tensor]:
+    """The mean next-token loss of a block of ids [B, T]; the logits [B, T-1, V] are small because the vocabulary is."""
 
     def loss_of(x: Tensor) -> Tensor:
-        hidden = model.model(input_ids=x, use_cache=False).last_hidden_state  # [B, T, 256]
+        hidden = model.model(input_ids=x, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[:, :-1])
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), x[:, 1:].flatten())
 
-    run = torch.compile(loss_of, dynamic=False) if plan.compile else loss_of
-    log = (out / "log.jsonl").open("a")
-    start = last_save = time.monotonic()
-    begun, mean = seen, 0.0
-    while seen < plan.tokens:
-        share = rate(seen, step, plan)
-        for opt in opts:
-            for group in opt.param_groups:
-                group["lr"] = plan.lr * share
-        block = plan.block * (2 if seen > (1 - plan.decay / 2) * plan.tokens else 1)
+    return torch.compile(loss_of, dynamic=False) if compiled else loss_of
+
+
+def _update(loss: Tensor, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer], lr: float, clip: float) -> None:
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    for opt in opts:
+        for group in opt.param_groups:
+            group["lr"] = lr
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+
+
+def train(
+    data: Path, tokenizer_dir: Path, out: Path, plan: Plan, vocab_size: int, begin_with: Path | None = None
+) -> dict[str, Any]:
+    """Runs `plan` over the ids in `data`; returns the measured numbers. Goes on from `out/state.pt` where it stands.
+
+    With `begin_with` the weights of a finished folder are the beginning, under a new schedule.
+    """
+    torch.manual_seed(plan.seed)
+    model = make_model(vocab_size)
+    if begin_with is not None:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(begin_with, dtype=torch.float32).state_dict())
+    opts = optimizers(model, plan)
+    ids = np.memmap(data, dtype=np.uint16, mode="r")
+    if len(ids) < plan.tokens:
+        raise ValueError(f"{data} holds {len(ids):,} tokens, the plan asks for {plan.tokens:,}: generate more")
+    at = _resume(out / "state.pt", model, opts)
+    loss_of = _loss_of(model, plan.compile)
+    clock = last_save = time.monotonic()
+    begun, before, mean = at.seen, at.spent, 0.0
+    while at.seen + plan.batch_tokens <= plan.tokens:
+        lr = plan.lr * rate(at.seen, at.step, plan)
+        block = plan.block * (2 if at.seen > (1 - plan.decay / 2) * plan.tokens else 1)
         n = plan.batch_tokens // block * block
-        x = torch.from_numpy(ids[seen : seen + n].astype(np.int64)).view(-1, block)
-        if x.numel() < n:
-            break
         with torch.autocast("cpu", torch.bfloat16):
-            loss = run(x)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad(set_to_none=True)
+            loss = loss_of(torch.from_numpy(ids[at.seen : at.seen + n].astype(np.int64)).view(-1, block))
+        _update(loss, model, opts, lr, plan.clip)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise FloatingPointError(f"loss is {value} at step {step}: lower lr")
+            raise FloatingPointError(f"loss is {value} at step {at.step}: lower lr")
         mean = value if mean == 0 else 0.95 * mean + 0.05 * value
-        seen, step = seen + n, step + 1
         now = time.monotonic()
-        if step % 20 == 0:
-            speed = (seen - begun) / (now - start)
-            line = {
-                "step": step,
-                "tokens": seen,
-                "loss": round(mean, 4),
-                "lr": round(plan.lr * share, 6),
-                "tok_s": round(speed),
-                "eta_min": round((plan.tokens - seen) / speed / 60, 1),
-            }
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-            print(line, flush=True)
+        at = _Progress(at.seen + n, at.step + 1, before + now - clock)
+        if at.step % 20 == 0:
+            speed = (at.seen - begun) / (now - clock)
+            eta = (plan.tokens - at.seen) / speed / 60
+            print(
+                f"step {at.step} tokens {at.seen:,} loss {mean:.4f} lr {lr:.6f} {speed:.0f} tok/s eta {eta:.1f} min",
+                flush=True,
+            )
         if now - last_save > plan.save_s:
             save_model(model, tokenizer_dir, out / "latest")
-            part = state.with_suffix(".part")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "opts": [o.state_dict() for o in opts],
-                    "seen": seen,
-                    "step": step,
-                    "spent": spent + now - start,
-                },
-                part,
-            )
-            part.rename(state)
+            _keep(out / "state.pt", model, opts, at)
             last_save = now
     save_model(model, tokenizer_dir, out / "latest")
-    return {
-        "tokens": seen,
-        "steps": step,
-        "loss": mean,
-        "seconds": spent + time.monotonic() - start,
-        "plan": asdict(plan),
-    }
+    return {"tokens": at.seen, "steps": at.step, "loss": mean, "seconds": at.spent, "plan": asdict(plan)}

@@ -241,6 +241,32 @@ def _house(rng: random.Random, used: set[str]) -> tuple[str, dict[str, Value]]:
     }
 
 
+def _breeder(rng: random.Random, used: set[str]) -> tuple[str, dict[str, Value]]:
+    """An animal whose young are told as a thing ("two speckled eggs") instead of a deed."""
+    name, facts = _animal(rng, used)
+    cls = next(c for c in CLASSES if facts["kind"].noun.split()[-1] in POOLS[f"{c}.kinds"])
+    del facts["young"], facts["life"], facts["active"]
+    return name, {**facts, "brood": Value(rng.choice(POOLS[f"brood.{cls}"]))}
+
+
+def _habitat(rng: random.Random, used: set[str]) -> tuple[str, dict[str, Value]]:
+    kind = rng.choice(POOLS["habitat.kind"])
+    while True:
+        first = rng.choice([w.place(rng).split()[-1], rng.choice(w.ADJ), w.coined(rng)])
+        name = f"{first} {kind}" if rng.random() < 0.7 else f"{first} {w.coined(rng)}"
+        if name not in used:
+            break
+    return name, {
+        "kind": Value(f"{w.article(kind)} {kind}"),
+        "region": Value(rng.choice(w.REGIONS), "in"),
+        "formed": Value(rng.choice(POOLS["habitat.formed"])),
+        "residents": Value(_join(rng, POOLS["habitat.residents"])),
+        "gift": Value(rng.choice(POOLS["habitat.gift"])),
+        "enemy": Value(rng.choice(POOLS["habitat.enemy"])),
+        "feature": Value(rng.choice(POOLS["habitat.feature"])),
+    }
+
+
 DOMAINS: dict[str, tuple[Callable[..., tuple[str, dict[str, Value]] | tuple[str, dict[str, Value], str]], int]] = {
     "animal": (_animal, 1000),
     "plant": (_plant, 260),
@@ -249,6 +275,8 @@ DOMAINS: dict[str, tuple[Callable[..., tuple[str, dict[str, Value]] | tuple[str,
     "dish": (_dish, 180),
     "thing": (_thing, 220),
     "house": (_house, 160),
+    "breeder": (_breeder, 120),
+    "habitat": (_habitat, 60),
 }
 PROPER = {"person", "village"}
 
