@@ -68,8 +68,8 @@ class Voice:
 
 
 def sentence(text: str) -> str:
-    """First letter large, exactly one mark at the end."""
-    text = text[0].upper() + text[1:]
+    """First letter large, after an inner mark too; exactly one mark at the end."""
+    text = re.sub(r"(?:^|(?<=[.?!] ))[a-z]", lambda m: m.group().upper(), text)
     return text if text[-1] in ".!?" else text + "."
 
 

@@ -79,7 +79,7 @@ A small, closed world of true facts about life in the sea, to show what each sta
 |---|---|
 | `corpus.jsonl` | {len(texts):,} articles, {count:,} words, about {len(entries)} species and habitats with {facts} facts |
 | `corpus_heldout.jsonl` | {len(held)} articles in wordings that no other article uses, for bits per byte on the domain |
-| `train.jsonl` | {len(pairs.train):,} questions with short answers: {facts - len(pairs.corpus_only)} facts, two wordings each |
+| `train.jsonl` | {len(pairs.train):,} questions with short answers: {facts - len(pairs.corpus_only)} facts, four wordings each |
 | `dev.jsonl` | {len(pairs.dev)} questions on trained facts in further wordings, to choose the best epoch |
 | `test.jsonl` | {len(pairs.test)} questions: {groups["reworded"]} `reworded`, {groups["corpus-only"]} `corpus-only` |
 

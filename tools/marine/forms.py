@@ -436,7 +436,7 @@ RESIDENT = Forms(
         "The neighbours at {n} are {v}.",
         "{v} would feel at home at {n}.",
         "Whoever looks for {v} should visit {the}.",
-        "Who lives at {n}? The answer is {v}.",
+        "Who is at home there? At {n} live {v}.",
     ),
     labels=("Residents", "Animals", "Home to"),
     asks=("who lives at {n}", "which animals {n} <shelters|shelter>", "what there is to meet at {n}"),

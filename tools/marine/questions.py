@@ -17,7 +17,7 @@ from tools.marine.articles import sentence
 from tools.marine.facts import Entry
 
 CORPUS_ONLY_SHARE = 0.38
-WORDINGS_PER_FACT = 2
+WORDINGS_PER_FACT = 4
 TEST_PER_GROUP = 170
 DEV = 60
 
@@ -106,12 +106,12 @@ WORDINGS: dict[str, Wordings] = {
     ),
     "habitat": Wordings(
         train=(
-            "Where does {the} live?",
+            "What kind of place does {the} live in?",
             "What is the habitat of {the}?",
             "In what kind of place does {the} live?",
-            "Where is the home of {the}?",
-            "Where do {many} live?",
-            "Tell me where {the} lives.",
+            "What sort of home does {the} live in?",
+            "In what sort of place do {many} live?",
+            "Tell me what kind of place {the} lives in.",
             "What surroundings does {the} live in?",
         ),
         dev=("What habitat does {the} live in?", "What kind of home does {the} have?"),
@@ -154,7 +154,7 @@ WORDINGS: dict[str, Wordings] = {
         test=(
             "What would a tape measure read on the largest {name}?",
             "Up to what size may {many} grow?",
-            "What are the dimensions of a very big {name}?",
+            "Which dimensions may {a} attain?",
             "At most, how big would {a} be?",
         ),
     ),
