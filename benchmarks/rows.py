@@ -1,4 +1,4 @@
-"""The one form of a measured result: a row of benchmarks/results/<topic>.json, written by the command that measured it."""
+"""The one form of a measured result: a row of benchmarks/results/<topic>.json, written by what measured it."""
 
 import datetime
 import json
@@ -34,7 +34,7 @@ class Row:
 
 
 def hardware() -> str:
-    """The machine in words: processor, cores that this process may use, memory, and the CPU's bf16 unit where it has one."""
+    """The machine in words: processor, cores that this process may use, bf16 unit, memory."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     name = next(line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
     unit = "AMX" if "amx_bf16" in info else "AVX512-BF16" if "avx512_bf16" in info else "no bf16 unit"
