@@ -56,6 +56,22 @@ def test_wordings_of_train_dev_and_test_share_none() -> None:
     assert not {p.wording for p in pairs.test} & {p.wording for p in (*pairs.train, *pairs.dev)}
 
 
+def bare(wording: str) -> str:
+    """A wording without its slots, its verbs' number and its articles."""
+    text = re.sub(r"\{[^}]*\}", "X", wording)
+    text = re.sub(r"\[(\w+)\|\w*\]", r"\1", text)
+    text = re.sub(r"\b(do|does|is|are|has|have)\b", "V", text)
+    return re.sub(r"[^a-z ]", "", re.sub(r"\b(a|an|the) ", "", text.lower())).strip()
+
+
+def test_the_base_was_never_asked_in_a_test_wording() -> None:
+    lines = (DATA.parents[2] / "tools/seedling/text/forms.txt").read_text(encoding="utf-8").splitlines()
+    known = {bare(line) for line in lines}
+    assert len(known) > 500
+    assert bare("What [does|do] {S} eat?") in known
+    assert [w for wordings in WORDINGS.values() for w in wordings.test if bare(w) in known] == []
+
+
 def test_every_fact_is_told_often(articles: list[Article]) -> None:
     for entry in load_entries():
         own = [a for a in articles if entry.name in a.title or a.id.startswith("list-")]

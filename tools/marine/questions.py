@@ -135,7 +135,7 @@ WORDINGS: dict[str, Wordings] = {
         dev=("In what part of the world are {many} found?", "Which region does {the} live in?"),
         test=(
             "Where would I have to travel to see {a} in the wild?",
-            "Over what area are {many} spread?",
+            "Across which waters are {many} scattered?",
             "Point to the part of the globe where {many} occur.",
             "In which region of the world might a ship meet {a}?",
         ),
@@ -240,7 +240,7 @@ WORDINGS: dict[str, Wordings] = {
         ),
         dev=("What makes {the}?",),
         test=(
-            "Who or what is the builder of {the}?",
+            "By what process or creature does {a} come about?",
             "To what does {the} owe its beginning?",
             "What has to be there before {a} can arise?",
             "What gives rise to {the}?",
@@ -258,7 +258,7 @@ WORDINGS: dict[str, Wordings] = {
         dev=("What animals live at {the}?",),
         test=(
             "Which animals might a visitor to {the} see?",
-            "To whom is {the} a home?",
+            "Which tenants does {the} have?",
             "What creatures inhabit {the}?",
             "Whom could you watch at {the}?",
         ),
@@ -274,7 +274,7 @@ WORDINGS: dict[str, Wordings] = {
         ),
         dev=("What does {the} offer?",),
         test=(
-            "What do we gain from {the}?",
+            "What would people miss if {the} vanished?",
             "For what should {the} be protected?",
             "What useful thing comes from {the}?",
             "How does {the} help?",
