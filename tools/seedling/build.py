@@ -108,7 +108,7 @@ def measure(folder: Path) -> dict[str, Any]:
     }
 
 
-def card(run: dict[str, Any], found: dict[str, Any], text_bytes: int) -> str:
+def card(run: dict[str, Any], found: dict[str, Any], text_bytes: int, history: str) -> str:
     """CARD.md from text/card.md, every number of it measured by this build."""
     counts = _world_counts()
     return (
@@ -117,6 +117,7 @@ def card(run: dict[str, Any], found: dict[str, Any], text_bytes: int) -> str:
         .format(
             **run,
             **found,
+            history=history,
             vocab=VOCAB,
             core=corpus.CORE,
             context=CONTEXT,
@@ -149,13 +150,13 @@ def write_general() -> None:
     )
 
 
-def finish(trained: Path, run: dict[str, Any], text_bytes: int) -> None:
-    """Copies the trained folder into the package and writes the card beside it."""
+def finish(trained: Path, run: dict[str, Any], text_bytes: int, history: str = "") -> None:
+    """Copies the trained folder into the package and writes the card; `history` tells what this run did otherwise."""
     MODEL_DIR.mkdir(parents=True, exist_ok=True)
     for file in sorted(trained.iterdir()):
         shutil.copyfile(file, MODEL_DIR / file.name)
     found = measure(MODEL_DIR)
-    (MODEL_DIR / "CARD.md").write_text(card(run, found, text_bytes), encoding="utf-8")
+    (MODEL_DIR / "CARD.md").write_text(card(run, found, text_bytes, history), encoding="utf-8")
     print(json.dumps({**run, **found}, indent=1))
 
 
