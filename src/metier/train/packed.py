@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 ATTENTION = "metier_packed"
 BUCKET_WASTE = 0.25
 """A bucket ends where the next sequence is that share shorter than the bucket's longest."""
+WHOLE = 128
+"""Rows are filled up to a multiple of it: to prepare for a new shape costs a CPU's matrix kernels a fifth of a step."""
 SHORT = 384
 """On a CPU, sequences up to this many tokens attend in the textbook form, whose backward pass is several times faster
 than the fused kernel's there; the L x L scores of a bucket stay small."""
@@ -67,9 +69,10 @@ class Row:
 
 
 def pack(pieces: Sequence[Piece]) -> Row:
-    """Lay pieces end to end."""
-    lengths = [len(piece) for piece in pieces]
-    ids = torch.from_numpy(np.concatenate([piece.ids for piece in pieces]).astype(np.int64))
+    """Lay pieces end to end, and behind them a filler without targets that makes the row a multiple of WHOLE tokens."""
+    filler = Piece("", np.zeros(-sum(map(len, pieces)) % WHOLE, np.int32), np.zeros(0, np.bool_))
+    lengths = [len(piece) for piece in (*pieces, filler) if len(piece)]
+    ids = torch.from_numpy(np.concatenate([piece.ids for piece in (*pieces, filler)]).astype(np.int64))
     positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))
     wanted = np.flatnonzero(np.concatenate([piece.targets for piece in pieces]))
     places = torch.from_numpy(wanted)
