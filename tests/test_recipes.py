@@ -52,7 +52,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_quickstart_runs_whole(smoke: Path):
     out = smoke / "runs/quickstart"
     board = json.loads((out / "leaderboards_full.json").read_text(encoding="utf-8"))
-    assert {row["contender"] for row in board["rows"]} == {"seedling", "reader", "pairs-only", "specialist"}
+    assert {place["name"] for place in board["contenders"]} == {"seedling", "reader", "pairs-only", "specialist"}
     assert (out / "model/model.safetensors").exists()
     page = (out / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=[\"']?https?:", page)
