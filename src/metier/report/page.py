@@ -18,7 +18,6 @@ from metier.report.collect import Run, Step
 from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.plots import legend_marker
 from metier.report.samples import EACH, RIGHT, WRONG, choose
-from metier.stages import CATALOGUE
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEXT_LIMIT = 700
@@ -131,6 +130,8 @@ def _parameters(step: Step) -> tuple[int | None, int | None]:
 
 def _done(step: Step) -> Done:
     """What reads other steps is in the picture, what is at its default in the recipe below: neither is repeated."""
+    from metier.stages import CATALOGUE
+
     changed = CATALOGUE[step.kind].model_validate(step.settings).model_dump(mode="json", exclude_defaults=True)
     wiring = {i.field.split(".")[0] for i in step.inputs if i.step is not None or i.field in ("model", "models")}
     settings = tuple(
