@@ -38,8 +38,8 @@ class Training(Stage):
     max_steps: int | None = Field(None, ge=1)
     """Stop after that many optimizer steps, even amid an epoch."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: torch's Muon for the matrices inside the blocks, AdamW for the rest. Learns facts in fewer readings; for
-    whole weights, not for LoRA."""
+    """muon: torch's Muon for the matrices inside the blocks, AdamW for the rest. For whole weights,
+    not for LoRA."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate. Left out: 2e-5 for full and freeze, 2e-4 for LoRA."""
     batch_size: int = Field(8, ge=1)
