@@ -6,6 +6,7 @@ run, so a plan is exact. Before the first step of a run starts, every step that 
 input stops the run with nothing written.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from metier.core.errors import InputError, Interrupted, MetierError, TrainingError, together
 from metier.core.events import Events, Listener
 from metier.core.fingerprint import FileDigests, Json, digest
+from metier.core.machine import FILE, remember
 from metier.core.measure import PeakMemory, Stopwatch, machine, now, versions
 from metier.core.stage import Context, InputFiles, Reference, Source, Stage, identity
 from metier.core.store import Artifact, Key, Store, Workspace
@@ -105,8 +107,10 @@ def _source(link: Link, root: Path, digests: FileDigests, done: Mapping[str, Pla
     value = link.reference.value
     if link.step is not None:
         step = done[link.step]
-        paths = (step.artifact.files,) if step.artifact else ()
-        return Source(value, paths, f"../../{step.key}/files", step.key.digest)
+        link_inside = f"../../{step.key}/files"
+        if step.artifact is None:
+            return Source(value, (), link_inside, step.key.digest, made_from=tuple(step.sources.values()))
+        return Source(value, (step.artifact.files,), link_inside, step.key.digest)
     if isinstance(link.reference.mark, InputFiles):
         contents = [[path.suffix.lower(), digests.file(path)] for path in link.files]
         return Source(value, link.files, value, digest(contents))  # the suffix counts: it says how a file is read
@@ -297,7 +301,9 @@ def _run_step(
                 return made
             events.path = workspace.events
             sources = _sources_now(recipe, step, artifacts)
-            return store.commit(workspace, _execute(recipe, step, workspace, sources, events, stop))
+            artifact = store.commit(workspace, _execute(recipe, step, workspace, sources, events, stop))
+            _remember_machine(store, artifact)
+            return artifact
     except MetierError as error:
         _tell_failure(events, error.what)
         raise error.within(recipe.where(step.name))  # noqa: B904 - the same error
@@ -305,6 +311,12 @@ def _run_step(
         error.add_note(f"this happened in step {step.name!r} of {recipe.path}")
         _tell_failure(events, f"{type(error).__name__}: {error}")
         raise
+
+
+def _remember_machine(store: Store, artifact: Artifact) -> None:
+    learned = artifact.measured / FILE
+    if learned.is_file():
+        remember(store.root, json.loads(learned.read_text(encoding="utf-8")))
 
 
 def _tell_failure(events: Events, what: str) -> None:

@@ -1,4 +1,4 @@
-"""`metier chat` and `metier doctor`, on a tiny model."""
+"""`metier chat`, on a tiny model."""
 
 import io
 import sys
@@ -8,7 +8,6 @@ import pytest
 
 from fakes import byte_tokenizer, tiny_llama
 from metier.cli.chat import Conversation, Settings, find_model, start_chat
-from metier.cli.doctor import examine
 from metier.core.errors import InputError, ModelError
 from metier.core.store import Artifact, Key, Store
 from metier.models.load import load
@@ -70,10 +69,3 @@ def test_the_history_is_given_again_and_forgotten_when_full(folder: Path, capsys
     with pytest.raises(InputError, match="the question takes"):
         "".join(conversation.answer("d" * 200))
     assert conversation.turns == []
-
-
-def test_doctor(capsys: pytest.CaptureFixture[str]):
-    examine()
-    out = capsys.readouterr().out
-    for word in ("metier", "python", "torch", "memory", "disk", "cpu", "gpu", "bf16", "numeric type", "extra eval"):
-        assert word in out

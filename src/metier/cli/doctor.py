@@ -1,40 +1,101 @@
-"""`metier doctor`: what this machine can do, and what Metier would choose on it. Imports torch; takes a few seconds."""
+"""`metier doctor`: what this machine can do, and what Metier would choose on it.
+
+Imports torch and multiplies matrices for about a second; what it measures is kept in the store, for `metier plan`.
+"""
 
 import os
 import platform
 import shutil
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
+from metier.cli import STORE
 from metier.cli.wording import bytes_text
+from metier.core.machine import FILE, free_memory, remember
+
+if TYPE_CHECKING:
+    import torch
+
+    from metier.train.precision import Precision
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "pydantic")
-EXTRAS = {"eval": ("rouge_score",)}
+EXTRAS = {"eval": ("rouge_score",), "quant": ("bitsandbytes",), "track": ("tensorboard", "wandb")}
 """Extra -> the modules that it brings."""
-PROBE_SIZE = 1024
-PROBE_TIMES = 5
+WORTH_INT8 = 1.2
+"""How many times as fast as the training type int8 products must be for `quantize: int8` to be advised for speed."""
 
 
-def examine() -> None:
-    """Print one line for each thing worth knowing."""
+@dataclass(frozen=True)
+class Speeds:
+    """Operations a second of large products on one device, and the type that training would take there."""
+
+    device: "torch.device"
+    choice: "Precision"
+    peaks: Mapping[str, float]
+
+    def ratio(self, name: str) -> float:
+        """How many times as fast as float32."""
+        return self.peaks[name] / self.peaks["fp32"]
+
+
+def examine(store: Path = STORE) -> None:
+    """Print one line for each thing worth knowing, and keep the speeds in `store`."""
     from metier import __version__
 
+    speeds = measure()
     rows = [
         ("metier", __version__),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("packages", ", ".join(_version(name) for name in PACKAGES)),
         ("memory", _memory()),
         ("disk", f"{bytes_text(shutil.disk_usage(Path.cwd()).free)} free in this folder"),
-        *_torch_rows(),
+        ("cpu", _cpu()),
+        ("gpu", _gpus()),
+        ("bf16", _bf16()),
+        ("products", _products(speeds)),
+        ("numeric type", _choice(speeds)),
+        *(("quantize", line) for line in quantize_lines(speeds, has_bitsandbytes=_has("bitsandbytes"))),
         *((f"extra {name}", _extra(name, modules)) for name, modules in EXTRAS.items()),
     ]
+    remember(store, {"device": speeds.device.type, "auto": speeds.choice.name, "peaks": dict(speeds.peaks)})
+    rows.append(("kept", f"the speeds, in {store / FILE}: `metier plan` takes its times from them"))
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         typer.echo(f"{name.ljust(width)}  {text}")
+
+
+def measure() -> Speeds:
+    """Multiply in every type that training may use on the best device."""
+    import torch
+
+    from metier.train.precision import WORTH_WIDTH, best_device, choose, gemm_peak
+
+    device = best_device()
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+    if device.type == "cuda":
+        types["fp16"] = torch.float16
+    peaks = {name: gemm_peak(device, dtype) for name, dtype in types.items()}
+    return Speeds(device, choose("auto", width=WORTH_WIDTH, device=device), peaks)
+
+
+def quantize_lines(speeds: Speeds, *, has_bitsandbytes: bool) -> list[str]:
+    """What each value of `quantize` means on this machine."""
+    chosen = speeds.choice.name
+    ratio = speeds.peaks["int8"] / speeds.peaks[chosen]
+    int8 = f"int8: own products in int8, for LoRA: {ratio:.1f} x as fast as {chosen} here, a byte a frozen weight; "
+    int8 += "faster and smaller" if ratio >= WORTH_INT8 else "smaller, not faster"
+    needs = "" if has_bitsandbytes else " (needs the extra quant)"
+    return [
+        int8,
+        f"8bit: bitsandbytes' LLM.int8, for LoRA: a byte a frozen weight, slower than {chosen}{needs}",
+        f"4bit: bitsandbytes' NF4, for LoRA: half a byte a frozen weight, slower than {chosen}{needs}",
+    ]
 
 
 def _version(package: str) -> str:
@@ -47,33 +108,25 @@ def _version(package: str) -> str:
 def _memory() -> str:
     import psutil
 
-    memory = psutil.virtual_memory()
-    return f"{bytes_text(memory.total)}, {bytes_text(memory.available)} available"
+    return f"{bytes_text(psutil.virtual_memory().total)}, {bytes_text(free_memory())} free for Metier"
+
+
+def _has(module: str) -> bool:
+    return find_spec(module) is not None
 
 
 def _extra(name: str, modules: tuple[str, ...]) -> str:
-    missing = [module for module in modules if find_spec(module) is None]
-    return f"not installed: pip install 'metier[{name}]'" if missing else "installed"
+    missing = [module for module in modules if not _has(module)]
+    if not missing:
+        return "installed"
+    return f"not installed ({', '.join(missing)}): pip install 'metier[{name}]'"
 
 
-def _torch_rows() -> list[tuple[str, str]]:
+def _cpu() -> str:
     import torch
 
-    from metier.train.precision import WORTH_WIDTH, choose, fast_bf16
-
     threads = torch.get_num_threads()
-    single, half = _speed(torch.float32), _speed(torch.bfloat16)
-    choice = choose("auto", width=WORTH_WIDTH)
-    return [
-        (
-            "cpu",
-            f"{os.cpu_count()} cores, {threads} threads used, {torch.backends.cpu.get_cpu_capability()}",
-        ),
-        ("gpu", _gpus()),
-        ("bf16", "in hardware" if fast_bf16() else "not in hardware"),
-        ("products", f"{single:.0f} GFLOP/s in float32, {half:.0f} in bfloat16 ({PROBE_SIZE} x {PROBE_SIZE})"),
-        ("numeric type", f"{choice.name}: {choice.why}; below a hidden size of {WORTH_WIDTH} always fp32"),
-    ]
+    return f"{os.cpu_count()} cores, {threads} threads used, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _gpus() -> str:
@@ -81,19 +134,29 @@ def _gpus() -> str:
 
     if not torch.cuda.is_available():
         return "none that torch can use"
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{', '.join(names)} (this version trains on the CPU)"
+    names = []
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        names.append(f"{found.name} ({bytes_text(found.total_memory)}, compute capability {found.major}.{found.minor})")
+    return ", ".join(names)
 
 
-def _speed(dtype: object) -> float:
-    """The best of a few square matrix products, in GFLOP/s."""
-    import torch
+def _bf16() -> str:
+    from metier.train.precision import has_bf16_unit
 
-    assert isinstance(dtype, torch.dtype)
-    a = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
-    best = float("inf")
-    for _ in range(PROBE_TIMES):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * PROBE_SIZE**3 / best / 1e9
+    return "in this CPU's hardware" if has_bf16_unit() else "not in this CPU's hardware"
+
+
+def _products(speeds: Speeds) -> str:
+    from metier.train.precision import SIDE
+
+    side = SIDE[speeds.device.type]
+    shown = [f"{peak / 1e9:,.0f} in {name} ({speeds.ratio(name):.1f} x)" for name, peak in speeds.peaks.items()]
+    return f"G operations/s on the {speeds.device.type}: {', '.join(shown)}; {side} x {side}"
+
+
+def _choice(speeds: Speeds) -> str:
+    from metier.train.precision import WORTH_WIDTH
+
+    choice = speeds.choice
+    return f"{choice.name}: {choice.why}; below a hidden size of {WORTH_WIDTH} always fp32"

@@ -5,16 +5,19 @@ from pathlib import Path
 
 import typer
 
-from metier.cli.wording import metrics_text, seconds_text, table
+from metier.cli.wording import bytes_text, metrics_text, seconds_text, table
+from metier.core.machine import Estimate, Machine
 from metier.core.store import Artifact, Store
 from metier.pipeline import Planned, plan
 from metier.recipe import load_recipe
 
 COLOURS = {"cached": "green", "will run": "yellow", "up to date": "green", "out of date": "yellow"}
+MOST_PARTS = 4
+"""Parts of a step's memory that are named, the largest first."""
 
 
 def show_plan(path: Path, overrides: Sequence[str], store: Path, only: str | None) -> None:
-    """Print each step, whether it will run, why, and how long it took last time."""
+    """Print each step, whether it will run, why, how long it took last time, and what training steps will take."""
     recipe = load_recipe(path, overrides)
     planned = plan(recipe, Store(store), only=only)
     rows = [_row(step) for step in planned]
@@ -26,6 +29,32 @@ def show_plan(path: Path, overrides: Sequence[str], store: Path, only: str | Non
     known = [step.last_seconds for step in pending if step.last_seconds is not None]
     took = f"; {len(known)} of them took {seconds_text(sum(known))} last time" if known else ""
     typer.echo(f"{len(pending)} of {len(planned)} steps will run{took}.")
+    _show_estimates(pending, Machine.here(store))
+
+
+def _show_estimates(pending: Sequence[Planned], machine: Machine) -> None:
+    """A table of what the steps will take, of those that can tell; printed only where there is one."""
+    found = [(step.name, step.stage.estimate(step.sources, machine)) for step in pending]
+    known = [(name, estimate) for name, estimate in found if estimate is not None]
+    if not known:
+        return
+    typer.echo("")
+    table(("step", "memory", "disk", "time", "what holds the memory"), [_estimate_row(*pair) for pair in known])
+    typer.echo(f"{bytes_text(machine.memory_bytes)} of memory are free; the figures hold to about a sixth.")
+    if any(estimate.seconds is None for _, estimate in known):
+        typer.echo("Run `metier doctor` for times: this machine was not measured yet.")
+
+
+def _estimate_row(name: str, estimate: Estimate) -> tuple[str, str, str, str, str]:
+    about = "about " if estimate.about else ""
+    parts = sorted(estimate.memory.items(), key=lambda part: -part[1])[:MOST_PARTS]
+    return (
+        name,
+        about + bytes_text(estimate.memory_bytes),
+        bytes_text(estimate.disk_bytes),
+        "" if estimate.seconds is None else f"about {seconds_text(estimate.seconds)}",
+        ", ".join(f"{part} {bytes_text(size)}" for part, size in parts),
+    )
 
 
 def _row(step: Planned) -> tuple[str, str, str, str, str]:

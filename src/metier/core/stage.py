@@ -9,7 +9,8 @@ under the field), default and check. Unknown keys are refused. Marks on a field 
     Runtime()           no effect on the result, so not part of the artifact's identity
 
 A stage sees only its `Context`. What it writes under `out` must be a function of its config and inputs alone (the
-same bytes every time); whatever depends on the clock or the machine (latency, memory) goes under `measured`.
+same bytes every time); whatever depends on the clock or the machine (latency, memory) goes under `measured`. What
+it leaves there as `machine.json` is remembered for later estimates.
 """
 
 from abc import ABC, abstractmethod
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from metier.core.errors import Interrupted
 from metier.core.events import Events
 from metier.core.fingerprint import Json
+from metier.core.machine import Estimate, Machine
 
 
 class Mark:
@@ -84,13 +86,15 @@ class Source:
 
     name: as written in the recipe. paths: the matched files of a pattern, or one folder (empty while a step has not
     run). link: how an artifact refers to it from inside its own `files/` folder: `../../<key>/files`, a built-in name,
-    a hub id or an absolute folder. digest: its content or, for a step, its key.
+    a hub id or an absolute folder. digest: its content or, for a step, its key. made_from: for a step that has not run,
+    what it will read.
     """
 
     name: str
     paths: tuple[Path, ...]
     link: str
     digest: str
+    made_from: tuple["Source", ...] = ()
 
     @property
     def path(self) -> Path:
@@ -141,6 +145,10 @@ class Stage(Config, ABC):
 
         Sources of steps that have not run yet have no paths.
         """
+
+    def estimate(self, sources: Mapping[str, Source], machine: Machine) -> Estimate | None:  # noqa: ARG002
+        """What `run` will take; None for a stage that cannot tell. Reads headers and samples, imports nothing heavy."""
+        return None
 
     @abstractmethod
     def run(self, ctx: Context) -> Mapping[str, float]:

@@ -1,0 +1,54 @@
+"""`metier doctor` says what it measured and chose, and keeps the speeds."""
+
+import json
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from metier.core.machine import Machine
+from metier.train.precision import Precision
+
+doctor = import_module("metier.cli.doctor")  # the package holds a command of the same name
+SPEEDS = doctor.Speeds(torch.device("cpu"), Precision("bf16", "fast"), {"fp32": 1e11, "bf16": 4e11, "int8": 8e11})
+
+
+def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "measure", lambda: SPEEDS)
+    doctor.examine(tmp_path / "store")
+    out = capsys.readouterr().out
+    for word in (
+        "metier",
+        "python",
+        "torch",
+        "memory",
+        "disk",
+        "cpu",
+        "gpu",
+        "extra eval",
+        "extra quant",
+        "extra track",
+    ):
+        assert word in out
+    assert "400 in bf16 (4.0 x), 800 in int8 (8.0 x)" in out
+    assert "bf16: fast" in out
+    kept = json.loads((tmp_path / "store" / "machine.json").read_text())
+    assert kept == {"device": "cpu", "auto": "bf16", "peaks": SPEEDS.peaks}
+    assert Machine.here(tmp_path / "store").peaks == SPEEDS.peaks
+
+
+def test_it_measures_every_type():
+    found = doctor.measure()
+    assert {"fp32", "bf16", "int8"} <= found.peaks.keys()
+    assert found.ratio("fp32") == 1
+
+
+def test_what_quantising_means_follows_from_the_speeds():
+    fast = doctor.quantize_lines(SPEEDS, has_bitsandbytes=True)
+    assert "2.0 x as fast as bf16 here" in fast[0]
+    assert "faster and smaller" in fast[0]
+    slow = doctor.quantize_lines(replace(SPEEDS, peaks={**SPEEDS.peaks, "int8": 2e11}), has_bitsandbytes=False)
+    assert "smaller, not faster" in slow[0]
+    assert all("needs the extra quant" in line for line in slow[1:])
