@@ -34,7 +34,6 @@ MARGIN = 1.3
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the products that are timed."""
 ENOUGH_SECONDS = 0.1
-MOST_PRODUCTS = 12
 CPU = torch.device("cpu")
 
 _DTYPES: dict[Name, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -147,16 +146,14 @@ def bf16_over_fp32() -> float:
 def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second (two a multiply-add) of a large matrix product, with the threads that torch has now.
 
-    dtype: a floating-point type, or int8 (products summed in int32). The best of a few, as only disturbances can
-    make one slower: at most 0.2 s on a CPU, once a process for each type.
+    dtype: a floating-point type, or int8 (products summed in int32). The best of all that fit in a tenth of a second,
+    as only disturbances can make one slower; asked once a process for each type.
     """
     product = _product(device, dtype)
     product()  # the first one prepares the kernel
     started, best = time.perf_counter(), float("inf")
-    for _ in range(MOST_PRODUCTS):
+    while time.perf_counter() - started < ENOUGH_SECONDS:
         best = min(best, _timed(device, product))
-        if time.perf_counter() - started > ENOUGH_SECONDS:
-            break
     return float(2 * SIDE[device.type] ** 3 / best)
 
 
