@@ -21,22 +21,35 @@ import numpy.typing as npt
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
+Weights = npt.NDArray[np.float32]
+
+WORTH_SHARING = 8
+"""The shortest common opening, in tokens, that is computed once for all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """One sequence. ids: (tokens,). targets: (tokens,), whether each is to be predicted; never the first."""
+    """One sequence.
+
+    ids: (tokens,). targets: (tokens,), whether each is to be predicted; never the first. weights: (tokens,), how much
+    each target's loss counts (None: 1 each).
+    """
 
     id: str
     ids: Ids
     targets: Mask
+    weights: Weights | None = None
 
     @classmethod
-    def of(cls, name: str, ids: Sequence[int], trained: Sequence[bool] | None = None) -> "Piece":
-        """A piece from token ids. trained: which tokens are targets (None: all)."""
-        targets = np.ones(len(ids), np.bool_) if trained is None else np.asarray(trained, np.bool_)
+    def of(
+        cls, name: str, ids: Sequence[int], trained: Sequence[bool] | None = None, *, prompt_weight: float = 0.0
+    ) -> "Piece":
+        """A piece from token ids. trained: which tokens are targets (None: all). prompt_weight: of the others' loss."""
+        wanted = np.ones(len(ids), np.bool_) if trained is None else np.asarray(trained, np.bool_)
+        targets = wanted if prompt_weight == 0 else np.ones(len(ids), np.bool_)
         targets[:1] = False  # nothing stands before the first token to predict it from
-        return cls(name, np.asarray(ids, np.int32), targets)
+        weights = None if targets is wanted else np.where(wanted, 1, prompt_weight).astype(np.float32)
+        return cls(name, np.asarray(ids, np.int32), targets, weights)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,11 +59,17 @@ class Piece:
         """How many of its tokens are targets."""
         return int(self.targets.sum())
 
+    @property
+    def weight(self) -> float:
+        """How much its targets count together."""
+        return float(self.trained) if self.weights is None else float(self.weights[self.targets].sum())
+
     def part(self, start: int, end: int) -> "Piece":
         """Tokens `start` to `end`, of which the first has no context and so is no target."""
         targets = self.targets[start:end].copy()
         targets[:1] = False
-        return Piece(self.id, self.ids[start:end], targets)
+        weights = None if self.weights is None else self.weights[start:end]
+        return Piece(self.id, self.ids[start:end], targets, weights)
 
 
 Block = tuple[Piece, ...]
@@ -94,6 +113,16 @@ def best_fit(pieces: Iterable[Piece], block_size: int) -> list[Block]:
     return [tuple(block) for block in blocks]
 
 
+def within(blocks: Sequence[Block], tokens: int) -> Window:
+    """Blocks over as few micro-steps as hold at most `tokens` tokens each; a longer block is one alone."""
+    least = -(-size_of(piece for block in blocks for piece in block) // tokens)
+    for count in range(max(1, least), len(blocks)):
+        window = spread(blocks, count)
+        if all(size_of(micro) <= tokens for micro in window):
+            return window
+    return spread(blocks, len(blocks))
+
+
 def spread(blocks: Sequence[Block], micros: int) -> Window:
     """Blocks dealt over `micros` micro-steps of nearly equal tokens: longest first, each to the emptiest."""
     piles: list[list[Block]] = [[] for _ in range(micros)]
@@ -115,6 +144,25 @@ def targets_of(pieces: Iterable[Piece]) -> int:
     return sum(piece.trained for piece in pieces)
 
 
+def weight_of(pieces: Iterable[Piece]) -> float:
+    """How much all targets count together; their number, unless some weigh less."""
+    return sum(piece.weight for piece in pieces)
+
+
+def shared_prefix(pieces: Sequence[Piece]) -> Ids | None:
+    """The tokens that open every piece and stand before all targets, less the last before one. None under 8."""
+    if len(pieces) < 2:
+        return None
+    length = min(int(np.flatnonzero(piece.targets)[0]) - 1 for piece in pieces)
+    first = pieces[0].ids
+    for piece in pieces[1:]:
+        if length < WORTH_SHARING:
+            return None
+        differs = np.flatnonzero(piece.ids[:length] != first[:length])
+        length = int(differs[0]) if len(differs) else length
+    return first[:length] if length >= WORTH_SHARING else None
+
+
 @dataclass(frozen=True, eq=False)
 class Batches:
     """The windows of every epoch.
@@ -122,7 +170,8 @@ class Batches:
     pieces: read once an epoch. replay: general text drawn anew each epoch, until it makes up `replay_share` of the
     epoch's tokens (passes over it in a new order each, as many as that takes). block_size: pack into blocks of that
     many tokens, the last draw cut so that the share is exact; None: each piece stays whole, and the share is exact to
-    half a piece. batch_size: blocks a micro-step. accumulation: micro-steps a window.
+    half a piece. batch_size: blocks a micro-step. accumulation: micro-steps a window. micro_tokens: cut windows into
+    micro-steps of at most that many tokens instead.
     """
 
     pieces: tuple[Piece, ...]
@@ -132,6 +181,7 @@ class Batches:
     batch_size: int
     accumulation: int
     seed: int
+    micro_tokens: int | None = None
 
     def blocks(self, epoch: int) -> list[Block]:
         """An epoch's blocks in the order in which they are read."""
@@ -145,6 +195,8 @@ class Batches:
         blocks = self.blocks(epoch)
         size = self.batch_size * self.accumulation
         cuts = (blocks[start : start + size] for start in range(0, len(blocks), size))
+        if self.micro_tokens is not None:
+            return [within(cut, self.micro_tokens) for cut in cuts]
         return [spread(cut, -(-len(cut) // self.batch_size)) for cut in cuts]
 
     def count(self, epoch: int) -> int:

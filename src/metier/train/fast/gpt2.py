@@ -1,0 +1,80 @@
+"""GPT-2: LayerNorm, learned positions, one product for queries, keys and values, GELU."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from metier.train.attention import attend
+from metier.train.fast.linear import Group
+from metier.train.fast.ops import dropout
+from metier.train.rows import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Fallback = Callable[[nn.Module, Tensor], Tensor]
+
+
+def fits(model: "PreTrainedModel") -> bool:
+    """Whether the model is a GPT-2 with its usual activation."""
+    config = model.config
+    plain = config.model_type == "gpt2" and not config.add_cross_attention and not config.reorder_and_upcast_attn
+    return type(model).__name__ == "GPT2LMHeadModel" and plain and config.activation_function == "gelu_new"
+
+
+class Body:
+    """The model below its output head. dtype: of the products."""
+
+    def __init__(self, model: "PreTrainedModel", dtype: torch.dtype, fallback: Fallback):
+        inner = model.base_model
+        self.blocks = [Block(block, dtype, fallback) for block in inner.h]
+        self._inner = inner
+        self._dtype = dtype
+
+    def embed(self, row: Row) -> Tensor:
+        """(N, hidden)."""
+        inner = self._inner
+        x = inner.wte(row.ids) + inner.wpe(row.positions)
+        return dropout(x, inner.drop.p if inner.training else 0.0)
+
+    def context(self, row: Row) -> tuple[()]:  # noqa: ARG002
+        """What every block needs to know of the row: nothing."""
+        return ()
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The last norm."""
+        return _norm(self._inner.ln_f, x, self._dtype)
+
+
+class Block:
+    """One decoder layer."""
+
+    def __init__(self, block: Any, dtype: torch.dtype, fallback: Fallback):
+        self.module: nn.Module = block
+        self._dtype = dtype
+        self._qkv = Group([block.attn.c_attn], fallback)
+        self._o = Group([block.attn.c_proj], fallback)
+        self._in = Group([block.mlp.c_fc], fallback)
+        self._out = Group([block.mlp.c_proj], fallback)
+
+    def __call__(self, x: Tensor, row: Row, context: tuple[()], only_sources: bool = False) -> Tensor:  # noqa: ARG002
+        """x (N, hidden) to (N, hidden), or with `only_sources` to (T, hidden), keys and values still from all."""
+        attention, block = self.module.attn, self.module
+        (projected,) = self._qkv(_norm(block.ln_1, x, self._dtype))
+        q, k, v = (part.unflatten(1, (attention.num_heads, attention.head_dim)) for part in projected.chunk(3, dim=1))
+        if only_sources:
+            q, x = q.index_select(0, row.sources), x.index_select(0, row.sources)
+        drop = attention.attn_dropout.p if attention.training else 0.0
+        seen = attend(q, k, v, row, scale=attention.scaling, dropout=drop, only_sources=only_sources)
+        residual = attention.resid_dropout.p if attention.training else 0.0
+        x = x + dropout(self._o(seen)[0], residual)
+        (inner,) = self._in(_norm(block.ln_2, x, self._dtype))
+        return x + dropout(self._out(F.gelu(inner, approximate="tanh"))[0], residual)
+
+
+def _norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    weight, bias = module.weight.to(x.dtype), module.bias.to(x.dtype)
+    return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps).to(dtype)

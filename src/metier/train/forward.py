@@ -1,0 +1,263 @@
+"""A micro-step's loss and gradients, exact and with little waste: the one way in which training uses a model.
+
+- pieces share a row without padding and without seeing each other; a prefix that opens them all is computed once (`rows`)
+- the blocks of known architectures run without what their own forward wastes (`fast`); others through their own forward
+- in the last block, queries, the output projection and the MLP are computed only where a next token is a target
+- the output head and the loss only there too, without full logits (`head`)
+- blocks below the first trained parameter keep nothing for backward, run without dropout, and their output can come from a
+  `PrefixCache`
+
+Each equals the plain forward pass of transformers to rounding: tests compare loss and gradients in float32 within 1e-5, and
+`check_exact` compares the loss of every model that is trained with the model's own, before training.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from metier.core.errors import ModelError
+from metier.models.shape import blocks, input_embeddings, output_head
+from metier.train.attention import transformers_attention
+from metier.train.batches import Ids, Piece
+from metier.train.fast import gpt2, llama
+from metier.train.flops import count
+from metier.train.head import HeadLoss
+from metier.train.precision import Precision
+from metier.train.rows import Row, pack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ATTENTION = "metier_packed"
+WORTH_SELECTING = 0.9
+"""The last block is cut down to the tokens before targets where these are at most that share of the row."""
+FAMILIES = (llama, gpt2)
+
+
+class Cache(Protocol):
+    """Remembers what the frozen lower blocks make of a piece."""
+
+    def read(self, row: Row) -> Tensor | None:
+        """The output for every token of the row, (N, hidden), or None unless all of it is known."""
+
+    def write(self, row: Row, hidden: Tensor) -> None:
+        """Remember it."""
+
+
+class Forward:
+    """Loss and gradients of a model, inside a `with` block.
+
+    model: a transformers model, perhaps with adapter layers inside (not the PeftModel around it). prefix: token ids that
+    open most pieces. label_smoothing: of the training loss. neftune: the alpha of the noise on the embeddings while
+    training (arXiv 2310.05914). checkpointing: recompute each block in backward instead of keeping what is in it. cache:
+    for the frozen lower blocks.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        *,
+        precision: Precision,
+        prefix: Ids | None = None,
+        label_smoothing: float = 0.0,
+        neftune: float | None = None,
+        checkpointing: bool = False,
+        cache: Cache | None = None,
+    ):
+        self.model = model
+        self._precision = precision
+        self._prefix = prefix
+        self._smoothing = label_smoothing
+        self._neftune = neftune
+        self._checkpointing = checkpointing
+        self._cache = cache
+        self.frozen = frozen_blocks(model)
+        family = next((family for family in FAMILIES if family.fits(model)), None)
+        dtype = torch.float32 if precision.name == "fp32" else precision.dtype
+        self._dtype = dtype
+        self._body = None if family is None else family.Body(model, dtype, self._through_module)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(_packed_attention(self.model))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return input_embeddings(self.model).weight.device
+
+    def backward(self, micro: Sequence[Piece], *, scale: float | Tensor) -> Tensor:
+        """Add to every trained parameter's gradient that of `scale` x the weighted sum of the losses of all targets.
+
+        Returns the sum, unscaled: 0-dimensional, on the device, not waited for.
+        """
+        row = pack(micro, self._prefix).to(self.device)
+        loss = self._loss(row, self._hidden(row), self._smoothing)
+        torch.autograd.backward(loss * scale)
+        return loss.detach()
+
+    def summed_loss(self, micro: Sequence[Piece]) -> Tensor:
+        """The plain sum of the losses of all targets in nats, without gradients, smoothing and noise."""
+        row = pack(micro, self._prefix).to(self.device)
+        with torch.no_grad():
+            return self._loss(row, self._hidden(row), 0.0)
+
+    def flops(self, micro: Sequence[Piece]) -> float:
+        """Arithmetic that `backward` needs for these pieces, in multiply and add operations of matrix products.
+
+        Twice a matrix's size for each token forward; as much for the gradient to its input, where anything below it
+        trains; as much for its own gradient, where it trains. Attention counts half of L x L (causality). Without
+        padding, without what a cache spares, with the last block and the head at targets only.
+        """
+        row = pack(micro, self._prefix)
+        return count(self.model, row, frozen=self.frozen, cached=self._cache is not None)
+
+    def _hidden(self, row: Row) -> Tensor:
+        """The body's output at the row's sources: (T, hidden)."""
+        if self._body is None:
+            return self._hidden_through_model(row)
+        body = self._body
+        context = body.context(row)
+        few = len(row.sources) <= WORTH_SELECTING * len(row)
+        x = self._lower(row, context)
+        for block in body.blocks[self.frozen :]:
+            last = few and block is body.blocks[-1]
+            if self._checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, row, context, last, use_reentrant=False)
+            else:
+                x = block(x, row, context, last)
+        if not few or self.frozen == len(body.blocks):
+            x = x.index_select(0, row.sources)
+        return body.finish(x)
+
+    def _lower(self, row: Row, context: Any) -> Tensor:
+        """What comes out of the frozen lower blocks, or the embeddings: (N, hidden)."""
+        body = self._body
+        assert body is not None
+        if self.frozen == 0:
+            return self._noisy(body.embed(row), row)
+        kept = self._cache.read(row) if self._cache is not None else None
+        if kept is not None:
+            return kept
+        training = [module for module in self._below() if module.training]
+        for module in training:
+            module.eval()
+        with torch.no_grad():
+            x = self._noisy(body.embed(row), row)
+            for block in body.blocks[: self.frozen]:
+                x = block(x, row, context)
+        for module in training:
+            module.train()
+        if self._cache is not None:
+            self._cache.write(row, x)
+        return x
+
+    def _below(self) -> list[nn.Module]:
+        """Every module below the first trained parameter, and the body itself, whose own dropout stands there."""
+        body = self._body
+        assert body is not None
+        lower = [module for block in body.blocks[: self.frozen] for module in block.module.modules()]
+        return [self.model.base_model, *lower]
+
+    def _noisy(self, x: Tensor, row: Row) -> Tensor:
+        if self._neftune is None or not self.model.training:
+            return x
+        lengths = row.lengths.to(x.device)
+        size = self._neftune / torch.sqrt(lengths.float() * x.shape[1])
+        return x + (torch.empty_like(x).uniform_(-1, 1) * size[:, None]).to(x.dtype)
+
+    def _hidden_through_model(self, row: Row) -> Tensor:
+        embedded = self._noisy(input_embeddings(self.model)(row.ids), row)
+        with self._precision.autocast():
+            out = self.model.base_model(
+                inputs_embeds=embedded[None],
+                position_ids=row.positions[None],
+                attention_mask=None,
+                use_cache=False,
+                row=row,
+            )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden.index_select(0, row.sources)
+
+    def _loss(self, row: Row, hidden: Tensor, smoothing: float) -> Tensor:
+        head = self.model.get_output_embeddings()
+        weights = row.weights
+        if type(head) is nn.Linear:
+            loss: Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
+                hidden, head.weight, head.bias, row.targets, weights, smoothing, self._dtype
+            )
+            return loss
+        with self._precision.autocast():  # an adapter on the head: its own forward, all scores at once
+            scores = head(hidden).float()
+        losses = F.cross_entropy(scores, row.targets, reduction="none", label_smoothing=smoothing)
+        return (losses if weights is None else losses * weights).sum()
+
+    def _through_module(self, module: nn.Module, x: Tensor) -> Tensor:
+        with self._precision.autocast():
+            out: Tensor = module(x[None])
+        return out[0].to(self._dtype)
+
+
+def frozen_blocks(model: "PreTrainedModel") -> int:
+    """How many of the lowest blocks nothing below or in trains: all that are, where nothing but the head trains."""
+    if any(p.requires_grad for p in input_embeddings(model).parameters()):
+        return 0
+    layers = blocks(model)
+    inside = {id(p) for p in layers.parameters()}
+    head = {id(p) for p in output_head(model).parameters()}
+    others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside | head]
+    if any("norm" not in name and "ln_f" not in name for name in others):
+        return 0
+    return next((i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), len(layers))
+
+
+@contextmanager
+def _packed_attention(model: "PreTrainedModel") -> Iterator[None]:
+    """Within it, the model's own forward attends as packed rows need it."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, transformers_attention)
+    AttentionMaskInterface.register(ATTENTION, lambda *_args, **_kwargs: None)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def check_exact(model: "PreTrainedModel", pieces: Sequence[Piece], precision: Precision, *, tokens: int = 64) -> None:
+    """Compare the packed loss with the model's own on two short pieces, dropout off. Raises ModelError on a difference.
+
+    Within a thousandth in float32; in 16 bits within three hundredths, as both round.
+    """
+    few = [Piece.of(p.id, p.ids[:tokens].tolist()) for p in pieces[:2]]
+    was_training = model.training
+    model.eval()
+    try:
+        rows = [torch.from_numpy(piece.ids.astype(np.int64))[None].to(model.device) for piece in few]
+        with torch.no_grad(), precision.autocast():
+            scores = [model(input_ids=row, use_cache=False).logits[0, :-1].float() for row in rows]
+        plain = sum(F.cross_entropy(s, r[0, 1:], reduction="sum").item() for s, r in zip(scores, rows, strict=True))
+        with Forward(model, precision=precision) as forward:
+            packed = forward.summed_loss(few).item()
+    finally:
+        model.train(was_training)
+    tolerance = 1e-3 if precision.name == "fp32" else 3e-2
+    if not abs(packed - plain) <= tolerance * max(1.0, abs(plain)):
+        raise ModelError(
+            f"this architecture cannot be trained packed: its own loss is {plain:.4f} where packing gives {packed:.4f}",
+            value=model.config.model_type,
+            cure="use a decoder built like Llama or GPT-2, without sliding windows or scaled logits",
+        )

@@ -1,0 +1,99 @@
+"""The output head and its loss, only where there is a target, chunk by chunk: full logits never exist.
+
+Loss and gradients are computed in one go (as Liger Kernel's fused linear cross entropy does, arXiv 2410.10989): a chunk's
+scores turn in place into their gradient, which is multiplied back at once. Costs one chunk of scores.
+
+Shapes: T targets, C hidden size, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metier.train.fast.ops import parts
+
+CHUNK = 256
+"""Targets at a time with a frozen head; products are as fast from there on."""
+CHUNK_TRAINED = 1024
+"""With a trained head, whose gradient (V, C) is gone through once a chunk."""
+
+
+class HeadLoss(torch.autograd.Function):
+    """The weighted sum of cross entropies in nats, a 0-dimensional float32.
+
+    hidden (T, C), weight (V, C), bias (V,) or None, targets (T,), weights (T,) float32 or None for ones. smoothing: the
+    share of each target's mass that is spread over the vocabulary (Szegedy et al. 2015, arXiv 1512.00567). dtype: of
+    the products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor | None,
+        smoothing: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wants_any = wants_hidden or wants_weight or wants_bias
+        matrix = weight.detach().to(dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
+        d_bias = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device) if wants_bias else None
+        size = CHUNK_TRAINED if wants_weight else CHUNK
+        for start in range(0, len(hidden), size):
+            chunk = slice(start, start + size)
+            h, t = hidden[chunk].to(dtype), targets[chunk]
+            w = None if weights is None else weights[chunk, None]
+            scores = h @ matrix.t()
+            if bias is not None:
+                scores += bias
+            total += _to_gradient(scores, t, w, smoothing, needed=wants_any)
+            if d_hidden is not None:
+                d_hidden[chunk] = scores @ matrix
+            if d_weight is not None:
+                d_weight += scores.t() @ h
+            if d_bias is not None:
+                d_bias += scores.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        scale = grads[0]
+        of_weight, of_bias = ctx.dtypes
+        return (
+            None if d_hidden is None else d_hidden.mul_(scale),
+            None if d_weight is None else d_weight.mul_(scale).to(of_weight),
+            None if d_bias is None else d_bias.mul_(scale).to(of_bias),
+            *[None] * 4,
+        )
+
+
+def _to_gradient(scores: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float, *, needed: bool) -> Tensor:
+    """The loss of scores (T, V), which become its gradient where one is needed. Eight rows at a time on a CPU."""
+    total = torch.zeros((), dtype=torch.float32, device=scores.device)
+    vocabulary = scores.shape[1]
+    for part in parts(scores, rows=8):
+        logs = torch.log_softmax(scores[part].float(), -1)
+        t = targets[part, None]
+        w = None if weights is None else weights[part]
+        loss = logs.gather(1, t).neg_()
+        if smoothing:
+            loss = loss * (1 - smoothing) - logs.mean(-1, keepdim=True) * smoothing
+        total += (loss if w is None else loss * w).sum()
+        if not needed:
+            continue
+        grad = logs.exp_()
+        if smoothing:
+            grad -= smoothing / vocabulary
+        grad.scatter_add_(1, t, torch.full_like(t, smoothing - 1, dtype=torch.float32))
+        scores[part] = grad if w is None else grad.mul_(w)
+    return total

@@ -1,0 +1,214 @@
+"""Many sequences in one row: how pieces are laid end to end, and what may attend to what.
+
+Shapes: N tokens of the row, S sequences of a bucket, L its longest, P tokens of a shared prefix, T targets.
+
+A prefix that opens pieces (the text of a prompt template) is laid once, at the row's start, and their other tokens attend
+to it as if it stood before each: positions go on from it. Exact as long as nothing in the prefix is a target, because
+under causal attention what comes after a token changes nothing in it. Costs a few microseconds a piece.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from metier.train.batches import Ids, Piece
+
+BUCKET_WASTE = 0.25
+"""A bucket ends where the next sequence is that share shorter than the bucket's longest."""
+WHOLE = 128
+"""Rows are filled up to a multiple of it: to prepare for a new shape costs a CPU's matrix kernels a fifth of a step."""
+
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """S sequences of at most L tokens. shared: whether they attend to the row's prefix as well."""
+
+    count: int
+    longest: int
+    shared: bool
+
+    @property
+    def size(self) -> int:
+        """Its places, padding included."""
+        return self.count * self.longest
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """From a row's tokens to its buckets and back.
+
+    buckets: laid end to end they make the places. sources: for each place, the token that stands there (padding repeats
+    a sequence's last). places: for each token, its place. straight: both are 0, 1, 2 ... own: for each place, the index
+    of its token in its sequence; None where that is its column.
+    """
+
+    buckets: tuple[Bucket, ...]
+    sources: Tensor
+    places: Tensor
+    straight: bool
+    own: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A packed row.
+
+    ids, positions: (N,). keys: where all tokens stand. prefix: how many tokens at the start are the shared prefix.
+    sources: (T,) ascending, the tokens whose next is a target. targets: (T,). weights: (T,), None where all are 1.
+    queries: where the sources stand among the buckets, as a last block sees them that computes nothing else.
+    parts: each piece with the tokens of the row that hold it without the prefix, from and to.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    keys: Places
+    queries: Places
+    prefix: int
+    sources: Tensor
+    targets: Tensor
+    weights: Tensor | None
+    parts: tuple[tuple[Piece, int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """For each token the length of its sequence, prefix included: (N,)."""
+        lengths = torch.ones(len(self), dtype=torch.long)
+        lengths[: self.prefix] = self.prefix
+        for piece, start, end in self.parts:
+            lengths[start:end] = len(piece)
+        return lengths
+
+    def to(self, device: torch.device) -> "Row":
+        """The row on another device."""
+        if device.type == "cpu":
+            return self
+        move = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        places = {name: _moved(getattr(self, name), device) for name in ("keys", "queries")}
+        return Row(**(vars(self) | move | places))
+
+
+def pack(pieces: Sequence[Piece], prefix: Ids | None = None) -> Row:
+    """Lay pieces end to end; behind them a filler without targets makes the row a multiple of WHOLE tokens.
+
+    prefix: what opens many pieces; laid once where at least two of these have it.
+    """
+    opens = [prefix is not None and _opened_by(piece, prefix) for piece in pieces]
+    shared = len(prefix) if prefix is not None and sum(opens) > 1 else 0
+    skip = [shared if opened else 0 for opened in opens]
+    lengths = [shared] if shared else []
+    lengths += [len(piece) - cut for piece, cut in zip(pieces, skip, strict=True)]
+    filler = -sum(lengths) % WHOLE
+    starts = np.concatenate([[0], np.cumsum([*lengths, *([filler] if filler else [])])]).astype(np.int64)
+    ids = np.zeros(starts[-1], np.int64)
+    positions = np.arange(starts[-1])
+    if shared and prefix is not None:
+        ids[:shared] = prefix
+    sources, targets, weights, owns, parts = [], [], [], [], []
+    weighted = any(piece.weights is not None for piece in pieces)
+    for piece, cut, start, end in zip(pieces, skip, starts[bool(shared) :], starts[1 + bool(shared) :], strict=False):
+        ids[start:end] = piece.ids[cut:]
+        positions[start:end] -= start - cut
+        wanted = np.flatnonzero(piece.targets)
+        owns.append(wanted - 1 - cut)
+        sources.append(start + wanted - 1 - cut)
+        targets.append(piece.ids[wanted])
+        if weighted:
+            weights.append(np.ones(len(wanted), np.float32) if piece.weights is None else piece.weights[wanted])
+        parts.append((piece, int(start), int(end)))
+    if filler:
+        positions[-filler:] -= starts[-2]
+    first = 1 if shared else 0
+    flags = [False] * first + [bool(cut) for cut in skip] + ([False] if filler else [])
+    every = [*lengths, *([filler] if filler else [])]
+    order = bucket_order(every, flags)
+    asked = [np.empty(0, np.int64)] * first + owns + ([np.empty(0, np.int64)] if filler else [])
+    return Row(
+        ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(positions),
+        keys=_key_places(order, every, flags, starts),
+        queries=_query_places(order, asked, flags),
+        prefix=shared,
+        sources=torch.from_numpy(np.concatenate(sources)),
+        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        weights=torch.from_numpy(np.concatenate(weights)) if weighted else None,
+        parts=tuple(parts),
+    )
+
+
+def bucket_order(lengths: Sequence[int], shared: Sequence[bool]) -> list[list[int]]:
+    """Sequences sorted into buckets of similar length; those that attend to the prefix apart from those that do not."""
+    order = sorted(range(len(lengths)), key=lambda i: (shared[i], -lengths[i]))  # stable: equal lengths keep their order
+    buckets: list[list[int]] = []
+    for index in order:
+        first = buckets[-1][0] if buckets else -1
+        if first < 0 or shared[index] != shared[first] or lengths[index] < lengths[first] * (1 - BUCKET_WASTE):
+            buckets.append([])
+        buckets[-1].append(index)
+    return buckets
+
+
+def _key_places(order: list[list[int]], lengths: Sequence[int], shared: Sequence[bool], starts: Numbers) -> Places:
+    buckets, sources = [], []
+    places = np.empty(starts[-1], np.int64)
+    offset = 0
+    for bucket in order:
+        longest = lengths[bucket[0]]
+        column = np.arange(longest)
+        first, size = starts[bucket][:, None], np.asarray([lengths[i] for i in bucket])[:, None]
+        source = first + np.minimum(column, size - 1)  # padding repeats the last token: finite, and never attended to
+        place = offset + np.arange(source.size).reshape(source.shape)
+        real = column < size
+        places[source[real]] = place[real]
+        buckets.append(Bucket(len(bucket), longest, shared[bucket[0]]))
+        sources.append(source.reshape(-1))
+        offset += source.size
+    return _places(buckets, np.concatenate(sources), places, None)
+
+
+def _query_places(order: list[list[int]], asked: list[Numbers], shared: Sequence[bool]) -> Places:
+    """asked: of each sequence, the indices in it that are queries. The queries themselves are numbered in row order."""
+    starts = np.concatenate([[0], np.cumsum([len(own) for own in asked])]).astype(np.int64)
+    places = np.empty(starts[-1], np.int64)
+    buckets, sources, owns = [], [], []
+    offset = 0
+    for bucket in order:
+        longest = max(len(asked[i]) for i in bucket)
+        source, own = np.zeros((2, len(bucket), longest), np.int64)
+        for line, index in enumerate(bucket):
+            count = len(asked[index])
+            if count:
+                column = np.minimum(np.arange(longest), count - 1)
+                source[line], own[line] = starts[index] + column, asked[index][column]
+            places[starts[index] : starts[index] + count] = offset + line * longest + np.arange(count)
+        buckets.append(Bucket(len(bucket), longest, shared[bucket[0]]))
+        sources.append(source.reshape(-1))
+        owns.append(own.reshape(-1))
+        offset += source.size
+    return _places(buckets, np.concatenate(sources), places, np.concatenate(owns))
+
+
+def _places(buckets: list[Bucket], sources: Numbers, places: Numbers, own: Numbers | None) -> Places:
+    straight = len(sources) == len(places) and bool((places == np.arange(len(places))).all())
+    owns = None if own is None else torch.from_numpy(own)
+    return Places(tuple(buckets), torch.from_numpy(sources), torch.from_numpy(places), straight, owns)
+
+
+def _moved(places: Places, device: torch.device) -> Places:
+    own = None if places.own is None else places.own.to(device)
+    return Places(places.buckets, places.sources.to(device), places.places.to(device), places.straight, own)
+
+
+def _opened_by(piece: Piece, prefix: Ids) -> bool:
+    """Whether the piece begins with the prefix, none of it is a target, nor the token after it."""
+    size = len(prefix)
+    return len(piece) > size and not piece.targets[: size + 1].any() and bool((piece.ids[:size] == prefix).all())
