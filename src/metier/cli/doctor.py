@@ -1,6 +1,6 @@
 """`metier doctor`: what this machine can do, and what Metier would choose on it.
 
-Imports torch and multiplies matrices for about a second; what it measures is kept in the store, for `metier plan`.
+Imports torch and multiplies matrices for two seconds; what it measures is kept in the store, for `metier plan`.
 """
 
 import os
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "pydantic")
 EXTRAS = {"eval": ("rouge_score",), "quant": ("bitsandbytes",), "track": ("tensorboard", "wandb")}
 """Extra -> the modules that it brings."""
+ROUNDS = 5
+BUSY = 0.5
+"""Mean number of running threads over the last minute from which other programs are taken to disturb the speeds."""
 WORTH_INT8 = 1.2
 """How many times as fast as the training type int8 products must be for `quantize: int8` to be advised for speed."""
 
@@ -71,16 +74,17 @@ def examine(store: Path = STORE) -> None:
 
 
 def measure() -> Speeds:
-    """Multiply in every type that training may use on the best device."""
+    """Multiply in every type that training may use on the best device, in turns: the best of each counts."""
     import torch
 
-    from metier.train.precision import WORTH_WIDTH, best_device, choose, gemm_peak
+    from metier.train.precision import WORTH_WIDTH, best_device, choose, measured_peak
 
     device = best_device()
     types = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
     if device.type == "cuda":
         types["fp16"] = torch.float16
-    peaks = {name: gemm_peak(device, dtype) for name, dtype in types.items()}
+    rounds = [{name: measured_peak(device, dtype) for name, dtype in types.items()} for _ in range(ROUNDS)]
+    peaks = {name: max(found[name] for found in rounds) for name in types}
     return Speeds(device, choose("auto", width=WORTH_WIDTH, device=device), peaks)
 
 
@@ -151,8 +155,9 @@ def _products(speeds: Speeds) -> str:
     from metier.train.precision import SIDE
 
     side = SIDE[speeds.device.type]
+    busy = "; other programs are busy, so idle it may be faster" if os.getloadavg()[0] > BUSY else ""
     shown = [f"{peak / 1e9:,.0f} in {name} ({speeds.ratio(name):.1f} x)" for name, peak in speeds.peaks.items()]
-    return f"G operations/s on the {speeds.device.type}: {', '.join(shown)}; {side} x {side}"
+    return f"G operations/s on the {speeds.device.type}: {', '.join(shown)}; {side} x {side}{busy}"
 
 
 def _choice(speeds: Speeds) -> str:

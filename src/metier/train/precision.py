@@ -144,10 +144,15 @@ def bf16_over_fp32() -> float:
 
 @cache
 def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """`measured_peak`, asked once a process for each type: a tenth of a second."""
+    return measured_peak(device, dtype)
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second (two a multiply-add) of a large matrix product, with the threads that torch has now.
 
     dtype: a floating-point type, or int8 (products summed in int32). The best of all that fit in a tenth of a second,
-    as only disturbances can make one slower; asked once a process for each type.
+    as only disturbances can make one slower.
     """
     product = _product(device, dtype)
     product()  # the first one prepares the kernel
