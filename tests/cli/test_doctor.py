@@ -12,7 +12,7 @@ from metier.core.machine import Machine
 from metier.train.precision import Precision
 
 doctor = import_module("metier.cli.doctor")  # the package holds a command of the same name
-SPEEDS = doctor.Speeds(torch.device("cpu"), Precision("bf16", "fast"), {"fp32": 1e11, "bf16": 4e11, "int8": 8e11})
+SPEEDS = doctor.Speeds(torch.device("cpu"), Precision("bf16", "fast"), {"fp32": 1e11, "bf16": 4e11, "int8": 8e11}, 2.0)
 
 
 def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -40,15 +40,18 @@ def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_it_measures_every_type():
+    threads = torch.get_num_threads()
     found = doctor.measure()
     assert {"fp32", "bf16", "int8"} <= found.peaks.keys()
     assert found.ratio("fp32") == 1
+    assert found.int8_gain > 0
+    assert torch.get_num_threads() == threads
 
 
 def test_what_quantising_means_follows_from_the_speeds():
     fast = doctor.quantize_lines(SPEEDS, has_bitsandbytes=True)
     assert "2.0 x as fast as bf16 here" in fast[0]
     assert "faster and smaller" in fast[0]
-    slow = doctor.quantize_lines(replace(SPEEDS, peaks={**SPEEDS.peaks, "int8": 2e11}), has_bitsandbytes=False)
+    slow = doctor.quantize_lines(replace(SPEEDS, int8_gain=0.5), has_bitsandbytes=False)
     assert "smaller, not faster" in slow[0]
     assert all("needs the extra quant" in line for line in slow[1:])
