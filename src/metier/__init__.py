@@ -1,7 +1,7 @@
 """Metier teaches a small language model a trade.
 
 Layers, imports only ever pointing right:
-cli > report | serve | scale > pipeline > recipe > stages
+cli > report | serve | scale | track > pipeline > recipe > stages
 > data | tokenizer | synthesize | train | prune | export | evaluate | judge > engine > models > text > core
 """
 

@@ -81,13 +81,19 @@ def run(
     only: OnlyStep = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and the report's path.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print every event as a line of JSON.")] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option("--track", metavar="TRACKER", help="tensorboard or wandb (offline); may be given several times."),
+    ] = None,
 ) -> None:
     """Run a recipe: what is made already is kept. Then publish its report."""
     from metier.cli.run import run_recipe
 
     if quiet and json:
         raise typer.BadParameter("give --quiet or --json, not both")
-    run_recipe(recipe, overrides or [], store, out, only, "quiet" if quiet else "json" if json else "auto")
+    run_recipe(
+        recipe, overrides or [], store, out, only, "quiet" if quiet else "json" if json else "auto", track or []
+    )
 
 
 @app.command()

@@ -18,8 +18,13 @@ from metier.cli.wording import metrics_text, number_text, seconds_text
 from metier.core.events import Event
 
 EVERY_SECONDS = 5.0
-SHOWN = {"loss": "loss {}", "tokens_per_second": "{} tokens/s"}
-"""Extra fields of a progress event that are shown beside it."""
+SHOWN: dict[str, Callable[[Any], str]] = {
+    "loss": lambda value: f"loss {number_text(value)}",
+    "learning_rate": lambda value: f"lr {value:.2g}",
+    "tokens_per_second": lambda value: f"{number_text(value)} tokens/s",
+    "utilisation": lambda value: f"{value:.0%} of peak",
+}
+"""Extra fields of a progress event that are shown beside it, and how."""
 
 
 class Display:
@@ -90,11 +95,11 @@ def _joined(head: str, tail: str) -> str:
 
 
 def progress_text(event: Event, left: float | None) -> str:
-    """`120/900 steps  loss 2.31  8,700 tokens/s  1 min 20 s left`."""
+    """`120/900 steps  loss 2.31  lr 0.0002  8,700 tokens/s  62% of peak  1 min 20 s left`."""
     done, total = number_text(event["done"]), event["total"]
     count = f"{done}/{number_text(total)}" if total is not None else done
     parts = [f"{count} {event['unit']}".strip()]
-    parts += [text.format(number_text(event[key])) for key, text in SHOWN.items() if event.get(key) is not None]
+    parts += [text(event[key]) for key, text in SHOWN.items() if event.get(key) is not None]
     if left is not None and left >= 1:
         parts.append(f"{seconds_text(left)} left")
     return "  ".join(parts)

@@ -14,17 +14,32 @@ from metier.cli.stopping import StopFlag
 from metier.core.store import Store
 from metier.pipeline import run
 from metier.recipe import load_recipe
+from metier.track import open_trackers
 
 Mode = Literal["auto", "quiet", "json"]
 
 
-def run_recipe(path: Path, overrides: Sequence[str], store: Path, out: Path, only: str | None, mode: Mode) -> None:
-    """Run a recipe and publish the report. With `only`, a part is run and nothing published."""
+def run_recipe(
+    path: Path,
+    overrides: Sequence[str],
+    store: Path,
+    out: Path,
+    only: str | None,
+    mode: Mode,
+    track: Sequence[str] = (),
+) -> None:
+    """Run a recipe and publish the report. With `only`, a part is run and nothing published. track: trackers by name."""
     recipe = load_recipe(path, overrides)
+    configs = {name: stage.model_dump(mode="json") for name, stage in recipe.steps.items()}
+    trackers = open_trackers(track, folder=out / recipe.name, recipe=recipe.name, configs=configs)
     with ExitStack() as stack:
         stop = stack.enter_context(StopFlag())
-        display = stack.enter_context(make_display(mode))
-        result = run(recipe, Store(store), listeners=[display.hear], stop=stop, only=only)
+        listeners = [stack.enter_context(listener).hear for listener in (make_display(mode), *trackers)]
+        result = run(recipe, Store(store), listeners=listeners, stop=stop, only=only)
+    if mode == "auto":
+        for tracker in trackers:
+            if tracker.used:
+                typer.echo(f"Tracked: {tracker.what}")
     if only is not None:
         return
     report = publish_result(recipe, result.artifacts, out)

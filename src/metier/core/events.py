@@ -3,6 +3,12 @@
 A step tells its `Events`; the file `events.jsonl` in its artifact keeps them, and any number of listeners (the
 console's progress display, `--json`, trackers) read the same stream. Events carry wall-clock time, so they are
 never part of an artifact's identity or digest.
+
+What a training step tells, every few steps and at its last:
+
+    train  at, total (optimizer steps), epoch, loss (nats a target), learning_rate, grad_norm, tokens (so far),
+           tokens_per_second, utilisation (share of the measured peak; None where unknown), rss_bytes
+    dev    at, total, dev_loss
 """
 
 import json
