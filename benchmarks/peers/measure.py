@@ -1,0 +1,158 @@
+"""What the runs of all contenders share: the job they are given, the clock they are timed by, the line they print.
+
+A run is `python run_<peer>.py '<job as JSON>'`. It trains one optimizer step to warm up and then `steps` more, and what
+lies between the ends of the first and of the last is timed: reading batches and logging included, loading, saving and
+evaluating not. Whatever the peer itself prints goes to stderr; stdout gets one JSON line.
+
+Imports only the standard library, for it runs in every peer's environment; torch is taken from whoever has it.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+IGNORED = -100
+"""The label of what is no target, in all of these tools."""
+LEARNING_RATE = 2e-4
+
+
+@dataclass(frozen=True)
+class Job:
+    """model: a folder. data: JSON lines of input_ids and prompt_length. method: as in a recipe of Metier's; the peers
+    know `{"lora": {"r", "alpha", "targets"}}` only. examples_per_step: what an optimizer step reads. steps: those that
+    are timed, one more comes before. settings: the contender's own. scratch: an empty folder for what a peer writes.
+    """
+
+    model: str
+    data: str
+    method: Any
+    examples_per_step: int
+    steps: int
+    seed: int
+    threads: int
+    settings: dict[str, Any]
+    scratch: str
+
+    @property
+    def all_steps(self) -> int:
+        """The warm-up step and those that are timed."""
+        return self.steps + 1
+
+    @property
+    def lora(self) -> dict[str, Any]:
+        """The adapter's settings."""
+        return dict(self.method["lora"])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As many examples as the run reads, the same for every contender: input_ids and labels."""
+        lines = Path(self.data).read_text(encoding="utf-8").splitlines()[: self.all_steps * self.examples_per_step]
+        rows = [json.loads(line) for line in lines]
+        if len(rows) < self.all_steps * self.examples_per_step:
+            raise SystemExit(f"{self.data} holds {len(rows)} examples: too few for {self.all_steps} steps")
+        return [
+            {"input_ids": r["input_ids"], "labels": [IGNORED] * (n := r["prompt_length"]) + r["input_ids"][n:]}
+            for r in rows
+        ]
+
+
+@dataclass
+class Clock:
+    """Counts the optimizer's steps and the tokens that are read in them, from the warm-up's end on.
+
+    seconds: of the clock. cpu_seconds: of all cores together; far below seconds x threads, something else had the cores.
+    """
+
+    steps: int
+    done: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    _started: tuple[float, float] = (0.0, 0.0)
+
+    def saw(self, tokens: int) -> None:
+        """So many real tokens are about to be trained on."""
+        if self.done <= self.steps:
+            self.tokens += tokens
+
+    def tick(self, *_: Any) -> None:
+        """An optimizer step is through."""
+        now = time.perf_counter(), time.process_time()
+        self.done += 1
+        if self.done == 1:
+            self._started, self.tokens = now, 0
+        if self.done == self.steps + 1:
+            self.seconds, self.cpu_seconds = (b - a for a, b in zip(self._started, now, strict=True))
+            self.peak_rss_bytes = peak_rss_bytes()
+
+    def watch_optimizers(self) -> None:
+        """Tick whenever any of torch's optimizers has stepped."""
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        register_optimizer_step_post_hook(self.tick)
+
+    def watch_trainer(self) -> None:
+        """Count what transformers' Trainer, and whatever is derived from it, trains on."""
+        from transformers import Trainer
+
+        step = Trainer.training_step
+
+        def counted(trainer: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+            self.saw(real_tokens(inputs))
+            return step(trainer, model, inputs, *rest, **more)
+
+        Trainer.training_step = counted
+
+
+def real_tokens(inputs: Any) -> int:
+    """Tokens of a batch that are no padding. A mask of four dimensions is 0 where a token may look."""
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return int(inputs["input_ids"].numel())
+    if mask.dim() == 4:
+        return int((mask[:, 0].diagonal(dim1=-2, dim2=-1) == 0).sum())
+    return int((mask > 0).sum())
+
+
+def peak_rss_bytes() -> int:
+    """The most that this process ever held in memory (VmHWM)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def begin() -> tuple[Job, Clock]:
+    """The job from the command line, and its clock. Sends what is printed from here on to stderr."""
+    global _out
+    _out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    job = Job(**json.loads(sys.argv[1]))
+    import torch
+
+    torch.set_num_threads(job.threads)
+    return job, Clock(job.steps)
+
+
+def end(clock: Clock, *, packages: tuple[str, ...], settings: dict[str, Any]) -> None:
+    """Print the result. settings: what the peer really ran with."""
+    if clock.done < clock.steps + 1:
+        raise SystemExit(f"the run ended after {clock.done} optimizer steps instead of {clock.steps + 1}")
+    result = {
+        "seconds": clock.seconds,
+        "cpu_seconds": clock.cpu_seconds,
+        "steps": clock.steps,
+        "useful_tokens": clock.tokens,
+        "peak_rss_bytes": clock.peak_rss_bytes,
+        "versions": {name: version(name) for name in ("torch", *packages)},
+        "settings": settings,
+        "losses": clock.losses,
+    }
+    print(json.dumps(result), file=_out, flush=True)
+
+
+_out = sys.stdout
