@@ -28,6 +28,8 @@ def metier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     fake_stages.install()
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("METIER_STORE", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "")  # tracking sets both; put back afterwards
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "")
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
     (tmp_path / "base" / "model.safetensors").write_text("weights")
@@ -94,6 +96,37 @@ def test_run_in_json(metier: Metier):
     assert events[-1] == {"event": "published", "report": "runs/demo/report.html"}
     assert {e["step"] for e in events if e["event"] == "finished"} == {"articles", "taught", "asked"}
     assert metier("run", "recipe.yaml", "--json", "--quiet")[0] == 2
+
+
+def test_run_tracked(metier: Metier):
+    code, out, _ = metier("run", "recipe.yaml", "--track", "tensorboard")
+    assert code == 0
+    assert out.splitlines()[-2:] == [
+        f"Tracked: tensorboard --logdir {Path('runs/demo/tensorboard')}",
+        f"Report: {Path('runs/demo/report.html')}",
+    ]
+    assert {path.name for path in Path("runs/demo/tensorboard").iterdir()} == {"articles", "taught", "asked"}
+    assert "Tracked" not in metier("run", "recipe.yaml", "--track", "tensorboard")[1]  # nothing ran
+
+
+def test_run_tracked_in_json_prints_json_alone(metier: Metier):
+    code, out, _ = metier("run", "recipe.yaml", "--json", "--track", "wandb", "--track", "tensorboard")
+    assert code == 0
+    assert [json.loads(line)["event"] for line in out.splitlines()][-1] == "published"
+    assert len(list(Path("runs/demo/wandb").glob("offline-run-*"))) == 3
+
+
+def test_an_unknown_or_missing_tracker_ends_with_2_and_writes_nothing(metier: Metier, monkeypatch: pytest.MonkeyPatch):
+    before = sorted(Path.cwd().rglob("*"))
+    code, out, err = metier("run", "recipe.yaml", "--track", "tensorbord")
+    assert (code, out) == (2, "")
+    assert "--track: there is no such tracker" in err
+    assert "did you mean 'tensorboard'?" in err
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    code, out, err = metier("run", "recipe.yaml", "--track", "wandb")
+    assert (code, out) == (2, "")
+    assert "cure:  pip install 'metier[track]'" in err
+    assert sorted(Path.cwd().rglob("*")) == before
 
 
 def test_run_only_a_part_publishes_nothing(metier: Metier):

@@ -52,6 +52,9 @@ def test_progress_says_how_far_how_fast_and_how_long():
     text = progress_text(progress(20, loss=2.345678, tokens_per_second=8712.4), 80.0)
     assert text == "20/100 steps  loss 2.346  8,712 tokens/s  1 min 20 s left"
     assert progress_text(progress(7, None), None) == "7 steps"
+    measured = progress_text(progress(20, learning_rate=0.000123456, utilisation=0.6149), None)
+    assert measured == "20/100 steps  lr 0.00012  61% of peak"
+    assert progress_text(progress(20, utilisation=None), None) == "20/100 steps"
 
 
 def test_the_time_left_is_guessed_from_what_was_seen():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def wandb_runs(folder: Path) -> list[list[Any]]:
     until = time.monotonic() + 20
     while True:
         found = [list(records(path)) for path in paths]
-        if all(any(record.HasField("exit") for record in run) for run in found):
+        if all(any(record.HasField("exit") for record in part) for part in found):
             return found
         assert time.monotonic() < until, "a W&B run has no end"
         time.sleep(0.02)
@@ -116,7 +117,7 @@ def wandb_runs(folder: Path) -> list[list[Any]]:
 
 def wandb_curves(folder: Path) -> Curves:
     curves: Curves = {}
-    for record in (record for one in wandb_runs(folder) for record in one):
+    for record in (record for found in wandb_runs(folder) for record in found):
         row = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         for name, value in row.items():
             if not name.startswith("_"):
@@ -256,3 +257,43 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
 def test_a_tracker_is_made_once(tmp_path: Path):
     assert len(open_trackers(["tensorboard"] * 2, folder=tmp_path, recipe="demo", configs={})) == 1
     assert not list(tmp_path.iterdir())
+
+
+RECIPE = """\
+name: demo
+steps:
+  articles: {kind: documents, sources: [{path: articles.jsonl}], heldout_fraction: 0.2}
+  taught: {kind: pretrain, model: base, documents: articles, block_size: 32, batch_size: 1, max_steps: 5,
+    dev_every: 5, log_every: 1}
+"""
+
+
+def test_a_real_training_that_is_stopped_and_goes_on(tmp_path: Path):
+    fakes.save_tiny(tmp_path / "base")
+    words = ["kelp sways", "the crab digs", "a ray glides", "an eel hides", "the squid darts", "coral grows"]
+    rows = [{"text": f"{word} in the {place} sea"} for word in words for place in ("warm", "cold", "deep")]
+    write_jsonl(tmp_path / "articles.jsonl", rows)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    configs = {name: stage.model_dump(mode="json") for name, stage in recipe.steps.items()}
+    told: list[dict[str, Any]] = []
+
+    def train_until(last: int) -> None:
+        with ExitStack() as stack:
+            opened = open_trackers(NAMES, folder=tmp_path / "out", recipe=recipe.name, configs=configs)
+            listeners = [told.append, *(stack.enter_context(one).hear for one in opened)]
+            store = Store(tmp_path / "store")
+            run(recipe, store, listeners=listeners, stop=lambda: any(e.get("at") == last for e in told))
+
+    with pytest.raises(Interrupted):
+        train_until(3)
+    train_until(6)
+    trained = [e for e in told if e["event"] == "train"]
+    assert [e["at"] for e in trained] == [1, 2, 3, 4, 5]
+    for name in NAMES:
+        found = curves(name, tmp_path / "out")
+        for curve in ("loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "rss_bytes"):
+            expected = [(e["at"], pytest.approx(e[curve], rel=1e-6)) for e in trained]
+            assert found[curve] == expected, curve
+        assert [at for at, _ in found["dev_loss"]] == [0, 5]
+        assert found["result/steps"] == [(5, 5.0)]

@@ -91,9 +91,7 @@ def run(
 
     if quiet and json:
         raise typer.BadParameter("give --quiet or --json, not both")
-    run_recipe(
-        recipe, overrides or [], store, out, only, "quiet" if quiet else "json" if json else "auto", track or []
-    )
+    run_recipe(recipe, overrides or [], store, out, only, "quiet" if quiet else "json" if json else "auto", track or [])
 
 
 @app.command()

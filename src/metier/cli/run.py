@@ -28,7 +28,10 @@ def run_recipe(
     mode: Mode,
     track: Sequence[str] = (),
 ) -> None:
-    """Run a recipe and publish the report. With `only`, a part is run and nothing published. track: trackers by name."""
+    """Run a recipe and publish the report. With `only`, a part is run and nothing published.
+
+    track: names of trackers that hear the events too.
+    """
     recipe = load_recipe(path, overrides)
     configs = {name: stage.model_dump(mode="json") for name, stage in recipe.steps.items()}
     trackers = open_trackers(track, folder=out / recipe.name, recipe=recipe.name, configs=configs)

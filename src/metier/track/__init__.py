@@ -22,7 +22,9 @@ def open_trackers(names: Sequence[str], *, folder: Path, recipe: str, configs: C
     """
     unknown = [name for name in names if name not in TRACKERS]
     if unknown:
-        raise InputError("there is no such tracker", where="--track", value=unknown[0], cure=nearest(unknown[0], TRACKERS))
+        raise InputError(
+            "there is no such tracker", where="--track", value=unknown[0], cure=nearest(unknown[0], TRACKERS)
+        )
     return [TRACKERS[name](folder, recipe, configs) for name in dict.fromkeys(names)]
 
 

@@ -47,7 +47,7 @@ class TensorBoard(Tracker):
 
 
 def last_steps(folder: Path) -> dict[str, int]:
-    """The last optimizer step of each curve in a folder of event files; a file cut off by a crash is read up to there."""
+    """The last optimizer step of each curve in a folder of event files, each read up to where a crash cut it off."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     last: dict[str, int] = {}

@@ -1,8 +1,8 @@
 """Weights & Biases, offline only: `<out>/<recipe>/wandb/`, one W&B run for each step, its key as the id.
 
-Nothing is sent. `mode="offline"` alone does not hold to that: with wandb 0.31 the process still looks up the name of
-W&B's server to report its own state, unless the environment says otherwise before wandb is imported. So both
-variables are set here, over whatever the user has set; uploading is the user's own `wandb sync`. Git state, code,
+Nothing is sent. `mode="offline"` alone does not hold to that: a process of wandb 0.31 still looks up a host name, to
+report how wandb itself does, unless the environment says otherwise before wandb starts (seen in its system calls). So
+both variables are set here, over whatever the user has set; uploading is the user's own `wandb sync`. Git state, code,
 console output, installed packages, machine statistics, host and user name are kept out of the files.
 
 Costs half a second to a second for the import, and a helper process while the run lasts.
