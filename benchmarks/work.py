@@ -1,6 +1,6 @@
 """Makes the work that every contender of `benchmarks.training` is given: `python -m benchmarks.work`.
 
-    build/work/sft.jsonl        96 questions and answers of MedQuAD (answers under 200 words) in a patient-scenario prompt
+    build/work/sft.jsonl        96 pairs of MedQuAD (answers under 200 words) in a patient-scenario prompt
     build/work/causal512.jsonl  48 blocks of 512 TinyLlama tokens of MedQuAD's answers, all of them targets
     build/work/gpt2.jsonl       the same with GPT-2's tokenizer
     build/work/models/<name>/   TinyLlama's shape with 6 and with 22 layers, and GPT-2's: config, random bf16 weights,
@@ -49,7 +49,9 @@ def main() -> None:
         lengths = [len(row["input_ids"]) for row in rows]
         prompts = sum(row["prompt_length"] for row in rows) / len(rows)
         mean = sum(lengths) / len(rows)
-        print(f"{name}: {len(rows)} rows, mean {mean:.1f} tokens (longest {max(lengths)}), of which prompt {prompts:.1f}")
+        print(
+            f"{name}: {len(rows)} rows, mean {mean:.1f} tokens (longest {max(lengths)}), of which prompt {prompts:.1f}"
+        )
     for name in MODELS:
         folder = model(name)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -26,7 +26,8 @@ LEARNING_RATE = 2e-4
 class Job:
     """model: a folder. data: JSON lines of input_ids and prompt_length. method: as in a recipe of Metier's; the peers
     know `{"lora": {"r", "alpha", "targets"}}` only. examples_per_step: what an optimizer step reads. steps: those that
-    are timed, one more comes before. settings: the contender's own. scratch: an empty folder for what a peer writes.
+    are timed; `warmup` more come before. settings: the contender's own. scratch: an empty folder for what is written.
+    epochs: how often the rows are read in all these steps (peers: once).
     """
 
     model: str
@@ -38,11 +39,13 @@ class Job:
     threads: int
     settings: dict[str, Any]
     scratch: str
+    warmup: int = 1
+    epochs: int = 1
 
     @property
     def all_steps(self) -> int:
-        """The warm-up step and those that are timed."""
-        return self.steps + 1
+        """The warm-up and what is timed."""
+        return self.warmup + self.steps
 
     @property
     def lora(self) -> dict[str, Any]:
@@ -51,10 +54,11 @@ class Job:
 
     def rows(self) -> list[dict[str, Any]]:
         """As many examples as the run reads, the same for every contender: input_ids and labels."""
-        lines = Path(self.data).read_text(encoding="utf-8").splitlines()[: self.all_steps * self.examples_per_step]
+        wanted = self.all_steps * self.examples_per_step // self.epochs
+        lines = Path(self.data).read_text(encoding="utf-8").splitlines()[:wanted]
+        if len(lines) < wanted:
+            raise SystemExit(f"{self.data} holds {len(lines)} examples, and the run reads {wanted}")
         rows = [json.loads(line) for line in lines]
-        if len(rows) < self.all_steps * self.examples_per_step:
-            raise SystemExit(f"{self.data} holds {len(rows)} examples: too few for {self.all_steps} steps")
         return [
             {"input_ids": r["input_ids"], "labels": [IGNORED] * (n := r["prompt_length"]) + r["input_ids"][n:]}
             for r in rows
@@ -65,10 +69,11 @@ class Job:
 class Clock:
     """Counts the optimizer's steps and the tokens that are read in them, from the warm-up's end on.
 
-    seconds: of the clock. cpu_seconds: of all cores together; far below seconds x threads, something else had the cores.
+    seconds: of the clock. cpu_seconds: of all cores together; far below seconds x threads, others had the cores.
     """
 
     steps: int
+    warmup: int = 1
     done: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -79,16 +84,16 @@ class Clock:
 
     def saw(self, tokens: int) -> None:
         """So many real tokens are about to be trained on."""
-        if self.done <= self.steps:
+        if self.done < self.warmup + self.steps:
             self.tokens += tokens
 
     def tick(self, *_: Any) -> None:
         """An optimizer step is through."""
         now = time.perf_counter(), time.process_time()
         self.done += 1
-        if self.done == 1:
+        if self.done == self.warmup:
             self._started, self.tokens = now, 0
-        if self.done == self.steps + 1:
+        if self.done == self.warmup + self.steps:
             self.seconds, self.cpu_seconds = (b - a for a, b in zip(self._started, now, strict=True))
             self.peak_rss_bytes = peak_rss_bytes()
 
@@ -135,13 +140,13 @@ def begin() -> tuple[Job, Clock]:
     import torch
 
     torch.set_num_threads(job.threads)
-    return job, Clock(job.steps)
+    return job, Clock(job.steps, job.warmup)
 
 
-def end(clock: Clock, *, packages: tuple[str, ...], settings: dict[str, Any]) -> None:
-    """Print the result. settings: what the peer really ran with."""
-    if clock.done < clock.steps + 1:
-        raise SystemExit(f"the run ended after {clock.done} optimizer steps instead of {clock.steps + 1}")
+def end(clock: Clock, *, packages: tuple[str, ...], settings: dict[str, Any], flops: float | None = None) -> None:
+    """Print the result. settings: what it really ran with. flops: what the timed work needs, where it is known."""
+    if clock.done < clock.warmup + clock.steps:
+        raise SystemExit(f"the run ended after {clock.done} optimizer steps of {clock.warmup + clock.steps}")
     result = {
         "seconds": clock.seconds,
         "cpu_seconds": clock.cpu_seconds,
@@ -152,6 +157,8 @@ def end(clock: Clock, *, packages: tuple[str, ...], settings: dict[str, Any]) ->
         "settings": settings,
         "losses": clock.losses,
     }
+    if flops is not None:
+        result["flops"] = flops
     print(json.dumps(result), file=_out, flush=True)
 
 

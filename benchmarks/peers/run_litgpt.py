@@ -4,6 +4,8 @@ Its LoRA goes on query, key, value, projection and MLP, its head is left alone. 
 form, which is made from the model once, beside it.
 """
 
+import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -12,10 +14,12 @@ from typing import Any
 
 import litgpt.finetune.lora as finetune
 import torch
+import yaml
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data import DataModule
 from litgpt.data.base import get_sft_collate_fn
 from measure import LEARNING_RATE, Clock, Job, begin, end
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
 CONVERT = """
@@ -26,7 +30,7 @@ convert_hf_checkpoint(Path(sys.argv[1]), model_name="tiny-llama-1.1b")
 """
 
 
-class Done(Exception):  # noqa: N818 - not an error
+class Done(Exception):
     """Enough was timed: what would come now is saving and merging."""
 
 
@@ -39,7 +43,7 @@ class Ids(DataModule):
         self.rows = [{k: torch.tensor(v) for k, v in row.items()} | {"token_counts": counts} for row in job.rows()]
         self.clock = clock
 
-    def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None, **_: Any) -> None:
+    def connect(self, *, batch_size: int, **_: Any) -> None:
         self.batch_size = batch_size
 
     def train_dataloader(self) -> DataLoader:
@@ -65,11 +69,7 @@ def checkpoint(model: Path) -> Path:
         shutil.copytree(model, aside)
         subprocess.run([sys.executable, "-c", CONVERT, str(aside)], check=True, stdout=sys.stderr)
         config = aside / "model_config.yaml"
-        import yaml
-
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
-        import json
-
         values["n_layer"] = json.loads((model / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
         config.write_text(yaml.safe_dump(values), encoding="utf-8")
         for path in aside.glob("*.safetensors"):
@@ -97,11 +97,9 @@ def main() -> None:
             raise Done
 
     finetune.chunked_cross_entropy = kept
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
     register_optimizer_step_post_hook(tick)
     micro = settings["micro_batch_size"]
-    try:
+    with contextlib.suppress(Done):
         finetune.setup(
             folder,
             out_dir=Path(job.scratch),
@@ -126,8 +124,6 @@ def main() -> None:
             optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lr": LEARNING_RATE}},
             seed=job.seed,
         )
-    except Done:
-        pass
     each = job.examples_per_step // micro
     values = [float(loss) for loss in losses]
     clock.losses = [sum(values[i : i + each]) / each for i in range(0, len(values), each)]

@@ -86,7 +86,7 @@ def main() -> None:
     from transformers import TrainerCallback
 
     class Losses(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        def on_log(self, *_: Any, logs: Any = None, **__: Any) -> None:
             clock.losses += [logs["loss"]] if logs and "loss" in logs else []
 
     clock.watch_optimizers()

@@ -13,7 +13,7 @@ ROW = 512
 
 
 def padded(ids: list[int]) -> dict[str, list[int]]:
-    """One row of ROW tokens; the labels are the ids, the filling included, as `labels = input_ids.copy()` makes them."""
+    """One row of ROW tokens; the labels are all ids, the filling included, as `labels = input_ids` makes them."""
     filling = [0] * (ROW - len(ids))
     return {"input_ids": ids + filling, "attention_mask": [1] * len(ids) + filling, "labels": ids + filling}
 

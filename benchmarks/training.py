@@ -1,0 +1,310 @@
+"""How fast Metier trains beside other tools: `python -m benchmarks.training [sft6 sft22 gpt2 ...]`.
+
+Every contender gets the same token ids (`benchmarks.work`) and runs in its own environment (made by
+`benchmarks.peers.install`) and its own process. A round is each contender once, so that a disturbance meets all; a
+ratio is taken within a round, and the median of the rounds is reported with their lowest and highest. The speed of
+large matrix products is measured in every round as well. Tokens are the examples' own: padding and repeated work do not count.
+
+Figures with their bars go to `benchmarks/results/training.json`, all contenders to `benchmarks/results/training.md`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import work
+from benchmarks.peers import contenders as by
+from benchmarks.peers.contenders import Contender
+from benchmarks.rows import RESULTS, Row, hardware, write
+
+HERE = Path(__file__).parent
+THREADS = 2
+ROUNDS = 3
+LORA = {"lora": {"r": 16, "alpha": 32, "targets": "all-linear"}}
+LORA_GPT2 = {"lora": {"r": 16, "alpha": 32, "targets": ["c_attn"]}}
+ENVIRONMENT = {
+    # the same for all: threads wait as Metier's command line has it, and nothing looks for a network
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "40000",
+    "OMP_NUM_THREADS": str(THREADS),
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+ALONE = 0.8
+"""Below that share of the threads' time a contender did not have the cores to itself, and the table says so."""
+PEAK = """
+import json, sys, time, torch
+torch.set_num_threads(int(sys.argv[1]))
+found = {}
+for name in ("float32", "bfloat16"):
+    a, b = (torch.randn(*shape).to(getattr(torch, name)) for shape in ((1024, 2048), (5632, 2048)))
+    times = []
+    for _ in range(25):
+        start = time.perf_counter()
+        torch.nn.functional.linear(a, b)
+        times.append(time.perf_counter() - start)
+    found[name] = 2 * 1024 * 2048 * 5632 / sorted(times)[len(times) // 2]
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. data, model: names in `benchmarks.work`. examples: what an optimizer step reads. steps: timed.
+    warmup: steps before. epochs: how often the rows are read in all.
+    """
+
+    name: str
+    title: str
+    model: str
+    data: str
+    method: Any
+    contenders: tuple[Contender, ...]
+    examples: int = 16
+    steps: int = 1
+    warmup: int = 1
+    epochs: int = 1
+
+
+@dataclass
+class Measured:
+    """What the rounds of a case gave: the results of each contender, and the speed of products, a round each."""
+
+    case: Case
+    results: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    peaks: list[dict[str, float]] = field(default_factory=list)
+
+    def speeds(self, contender: Contender) -> list[float]:
+        """Useful tokens a second, a round each."""
+        return [r["useful_tokens"] / r["seconds"] for r in self.results[contender.name]]
+
+    def speed(self, contender: Contender) -> float:
+        """The median of its rounds."""
+        return median(self.speeds(contender))
+
+    def memory(self, contender: Contender) -> float:
+        """Peak resident bytes, the median of its rounds."""
+        return median(r["peak_rss_bytes"] for r in self.results[contender.name])
+
+    def cores(self, contender: Contender) -> float:
+        """How many cores it was given, on average."""
+        return median(r["cpu_seconds"] / r["seconds"] for r in self.results[contender.name])
+
+    def utilisations(self, contender: Contender) -> list[float]:
+        """Arithmetic that its work needs over what large bf16 products reach in the same time, a round each."""
+        pairs = zip(self.results[contender.name], self.peaks, strict=True)
+        return [r["flops"] / r["seconds"] / peak["bfloat16"] for r, peak in pairs]
+
+    def ratios(self, contender: Contender, other: Contender) -> list[float]:
+        """Its speed over another's, a round each."""
+        return [a / b for a, b in zip(self.speeds(contender), self.speeds(other), strict=True)]
+
+    def fastest_peer(self) -> Contender:
+        """By the median; whichever configuration that is."""
+        return max((c for c in self.case.contenders if c.is_peer), key=self.speed)
+
+    def leanest_peer(self) -> Contender:
+        """The peer that takes the least memory."""
+        return min((c for c in self.case.contenders if c.is_peer), key=self.memory)
+
+
+SFT6 = Case(
+    "sft6",
+    "LoRA on short questions and answers, TinyLlama's shape with 6 layers",
+    "tinyllama6",
+    "sft",
+    LORA,
+    (
+        by.METIER,
+        by.TRL,
+        by.METIER_INT8,
+        by.LLAMAFACTORY,
+        by.LITGPT,
+        by.NOTEBOOK,
+        by.TRL_DEFAULTS,
+        by.TRL_PACKED,
+        by.LLAMAFACTORY_DEFAULTS,
+        by.LLAMAFACTORY_PACKED,
+        by.LITGPT_DEFAULTS,
+    ),
+    steps=2,
+)
+SFT22 = Case(
+    "sft22",
+    "LoRA on short questions and answers, TinyLlama's shape with all 22 layers",
+    "tinyllama22",
+    "sft",
+    LORA,
+    (by.METIER, by.TRL, by.METIER_INT8, by.LLAMAFACTORY, by.LITGPT, by.NOTEBOOK),
+)
+GPT2 = Case(
+    "gpt2",
+    "LoRA on c_attn, GPT-2's shape, rows of 512 tokens",
+    "gpt2",
+    "gpt2",
+    LORA_GPT2,
+    (by.METIER, by.TRL, by.TRL_DEFAULTS),
+    steps=2,
+)
+
+
+def sft(case: Case) -> list[Row]:
+    """Metier's two bases beside the peers and the notebook, its memory beside theirs, and its share of the peak."""
+    found = run(case)
+    peer, lean = found.fastest_peer(), found.leanest_peer()
+    memory = found.memory(by.METIER) / found.memory(lean)
+    return [
+        ratio(f"{case.title}: tokens a second", found, by.METIER, peer, 2.3),
+        ratio(f"{case.title}, int8 base: tokens a second", found, by.METIER_INT8, peer, 3.0),
+        ratio(f"{case.title}: tokens a second", found, by.METIER, by.NOTEBOOK, 20.0),
+        share(f"{case.title}: utilisation of the bf16 GEMM peak", found.utilisations(by.METIER), 0.6),
+        Row(f"{case.title}: peak memory", memory, 1.0, "ratio", "lower", lean.name, n=ROUNDS),
+    ]
+
+
+def gpt2(case: Case) -> list[Row]:
+    """Metier beside TRL's faster configuration."""
+    found = run(case)
+    return [ratio(f"{case.title}: tokens a second", found, by.METIER, found.fastest_peer(), 2.0)]
+
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "sft6": lambda: sft(SFT6),
+    "sft22": lambda: sft(SFT22),
+    "gpt2": lambda: gpt2(GPT2),
+}
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or list(PARTS)
+    if unknown := [name for name in wanted if name not in PARTS]:
+        raise SystemExit(f"no such part: {', '.join(unknown)} (there are: {', '.join(PARTS)})")
+    for name in wanted:
+        write("training", f"python -m benchmarks.training {name}", PARTS[name]())
+
+
+def run(case: Case, rounds: int = ROUNDS) -> Measured:
+    """All rounds of a case; its section of the table is written when they are through."""
+    check_environments(case.contenders)
+    found = Measured(case)
+    for number in range(rounds):
+        found.peaks.append(gemm_peaks())
+        for contender in case.contenders:
+            result = run_one(case, contender)
+            found.results.setdefault(contender.name, []).append(result)
+            speed = result["useful_tokens"] / result["seconds"]
+            print(f"{case.name} {number + 1}/{rounds} {contender.name}: {speed:.1f} tokens/s", flush=True)
+    write_section(case.name, section(found))
+    return found
+
+
+def check_environments(contenders: Iterable[Contender]) -> None:
+    """Stop before anything is measured where a peer is not installed."""
+    missing = sorted({str(c.environment) for c in contenders if not Path(c.python).exists()})
+    if missing:
+        raise SystemExit(
+            f"not installed: {', '.join(missing)} (python -m benchmarks.peers.install {' '.join(missing)})"
+        )
+
+
+def run_one(case: Case, contender: Contender) -> dict[str, Any]:
+    """One contender's run in a process of its own. Raises SystemExit with the end of what it said where it failed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        job = {
+            "model": str(work.model(case.model)),
+            "data": str(work.data(case.data)),
+            "method": case.method,
+            "examples_per_step": contender.examples or case.examples,
+            "steps": case.steps,
+            "warmup": case.warmup,
+            "epochs": case.epochs,
+            "seed": 0,
+            "threads": THREADS,
+            "settings": contender.settings,
+            "scratch": f"{scratch}/run",
+        }
+        Path(scratch, "run").mkdir()
+        script = HERE / f"peers/run_{contender.run}.py"
+        done = subprocess.run(
+            [contender.python, str(script), json.dumps(job)],
+            env=os.environ | ENVIRONMENT | {"HF_HOME": f"{scratch}/hf"},
+            cwd=scratch,
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode or not done.stdout:
+        raise SystemExit(f"{contender.name} failed ({done.returncode}):\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def gemm_peaks() -> dict[str, float]:
+    """Operations a second of a 1024 x 2048 x 5632 product in float32 and in bfloat16: the median of 25."""
+    command = [sys.executable, "-c", PEAK, str(THREADS)]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def ratio(case: str, found: Measured, contender: Contender, other: Contender, bar: float) -> Row:
+    """A row of speed against another contender."""
+    each = found.ratios(contender, other)
+    return Row(case, median(each), bar, "ratio", "higher", other.name, n=len(each), interval=(min(each), max(each)))
+
+
+def share(case: str, each: Sequence[float], bar: float) -> Row:
+    """A row of a share of something, a figure a round."""
+    return Row(case, median(each), bar, "share", "higher", n=len(each), interval=(min(each), max(each)))
+
+
+def section(found: Measured) -> str:
+    """A case's part of the Markdown table."""
+    case = found.case
+    peak = {name: median(p[name] for p in found.peaks) / 1e9 for name in found.peaks[0]}
+    lines = [
+        f"{case.title}. {len(found.peaks)} rounds, {case.steps} optimizer steps of {case.examples} examples timed "
+        f"after {case.warmup} of warm-up. Large products: {peak['float32']:.0f} GFLOP/s in float32, "
+        f"{peak['bfloat16']:.0f} in bf16. {hardware()}.",
+        "",
+        "| contender | tokens/s | lowest to highest | peak memory | share of the bf16 peak |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for contender in sorted(case.contenders, key=found.speed, reverse=True):
+        speeds = found.speeds(contender)
+        known = "flops" in found.results[contender.name][0]
+        used = f"{median(found.utilisations(contender)):.0%}" if known else ""
+        mark = "" if found.cores(contender) >= ALONE * THREADS else " (not alone on the machine)"
+        lines.append(
+            f"| {contender.name}{mark} | {found.speed(contender):.1f} | {min(speeds):.1f} to {max(speeds):.1f} "
+            f"| {found.memory(contender) / 1e9:.2f} GB | {used} |"
+        )
+    lines += ["", "Versions and settings:", ""]
+    for contender in case.contenders:
+        result = found.results[contender.name][-1]
+        versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+        few = f"; {contender.examples} examples a step" if contender.examples else ""
+        lines.append(f"- {contender.name}: {versions}; `{json.dumps(result['settings'])}`{few}")
+    return "\n".join(lines) + "\n"
+
+
+def write_section(name: str, text: str) -> None:
+    """Replace a case's section of the table, keep the others."""
+    path = RESULTS / "training.md"
+    old = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.exists() else []
+    kept = {part.split("\n", 1)[0]: part.split("\n", 1)[1].strip() for part in old}
+    kept[name] = text.strip()
+    title = "# Training speed, all contenders\n\nWritten by `python -m benchmarks.training`.\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = "".join(f"\n## {key}\n\n{value}\n" for key, value in kept.items())
+    path.write_text(title + body, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
