@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup check test demo bench seedling clean
+.PHONY: setup check test demo bench bench-training seedling clean
 
 setup: $(STAMP)
 
@@ -29,8 +29,13 @@ test: setup
 demo: setup
 	$(BIN)/metier run recipes/quickstart.yaml
 
-bench: setup
+bench: setup bench-training
 	$(BIN)/python -m benchmarks.main_job
+
+# Training speed beside other tools: their environments (5 GB), then about an hour on two quiet cores.
+bench-training: setup
+	$(BIN)/python -m benchmarks.peers.install
+	$(BIN)/python -m benchmarks.training
 
 seedling: setup
 	$(BIN)/python -m tools.seedling

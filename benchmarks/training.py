@@ -3,7 +3,8 @@
 Every contender gets the same token ids (`benchmarks.work`) and runs in its own environment (made by
 `benchmarks.peers.install`) and its own process. A round is each contender once, so that a disturbance meets all; a
 ratio is taken within a round, and the median of the rounds is reported with their lowest and highest. The speed of
-large matrix products is measured in every round as well. Tokens are the examples' own: padding and repeated work do not count.
+large matrix products is measured in every round as well. Tokens are the examples' own: padding and
+repeated work do not count.
 
 Figures with their bars go to `benchmarks/results/training.json`, all contenders to `benchmarks/results/training.md`.
 """
