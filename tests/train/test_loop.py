@@ -18,7 +18,8 @@ from metier.core.events import Events
 from metier.models.adapter import LoraSettings, add_lora
 from metier.train.batches import Batches, Piece
 from metier.train.checkpoint import Checkpoints
-from metier.train.loop import State, fit
+from metier.train.forward import Forward
+from metier.train.loop import Course, State, Watch, fit
 from metier.train.optimizers import is_hidden_matrix
 from metier.train.precision import choose
 
@@ -54,28 +55,27 @@ def run(model: Any, folder: Path, **changes: Any) -> State:
         "seed": 1,
         **batches,
     }
-    settings: dict[str, Any] = {
-        "batches": Batches(**data),
-        "dev": [pieces_of(5, seed=9)],
-        "epochs": 3,
-        "max_steps": None,
-        "optimizer": "adamw",
-        "learning_rate": 1e-2,
-        "schedule": "cosine",
-        "warmup": 0.1,
-        "min_learning_rate": 0.1,
-        "weight_decay": 0.01,
-        "clip": 1.0,
-        "precision": choose("fp32", width=32),
-        "seed": 1,
-        "dev_every": None,
-        "log_every": 1,
-        "keep_best": False,
+    course = {"epochs": 3, "learning_rate": 1e-2, "warmup": 0.1, "seed": 1}
+    watch: dict[str, Any] = {"dev": [pieces_of(5, seed=9)], "log_every": 1}
+    forward: dict[str, Any] = {"precision": changes.pop("precision", choose("fp32", width=32))}
+    rest: dict[str, Any] = {
         "events": Events("t"),
         "check_stop": lambda: None,
         "checkpoints": Checkpoints(folder, every_seconds=1e9),
     }
-    return fit(model, **{**settings, **changes})
+    for name, value in changes.items():
+        owner = next((o for o, cls in ((course, Course), (watch, Watch)) if name in cls.__dataclass_fields__), None)
+        owner = owner if owner is not None else rest if name in rest else forward
+        owner[name] = value
+    return fit(
+        model,
+        Forward(model, **forward),
+        Batches(**data),
+        course=Course(**course),
+        watch=Watch(**watch),
+        precision=forward["precision"],
+        **rest,
+    )
 
 
 def fingerprint(model: Any) -> str:
@@ -171,7 +171,7 @@ def test_keep_best_restores_the_lowest_dev_loss(tmp_path: Path):
     """A rate this high destroys the model: the best is what it started as."""
     model = fakes.tiny("llama")
     before = fingerprint(model)
-    state = run(model, tmp_path, learning_rate=3.0, max_steps=4, dev_every=1, keep_best=True)
+    state = run(model, tmp_path, learning_rate=3.0, max_steps=4, every=1, keep_best=True)
     assert state.best_step == 0
     assert fingerprint(model) == before
 

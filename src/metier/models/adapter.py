@@ -6,21 +6,21 @@ its directions (arXiv 2402.09353). Refuses targets that are not there, a rank ab
 output head (merging would change the embeddings too). Costs r x (in + out) parameters a layer.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
 
-from metier.core.errors import ModelError, nearest
+from metier.core.errors import ModelError
+from metier.models.anatomy import ALL_LINEAR
+from metier.models.anatomy import check_targets as check_against
 from metier.models.load import Loaded, quiet
-from metier.models.shape import is_tied, linear_layers, linear_names, output_head
+from metier.models.shape import anatomy, linear_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class LoraSettings:
 
     r: rank. alpha: the update is scaled by alpha / r. dropout: on the adapter's input while training. targets: names of
     linear layers, or parts of them (`q_proj`, `self_attn.q_proj`, `layers.0.self_attn.q_proj`), or all but the output
-    head. rslora: scale by alpha / sqrt(r). dora: train directions and norms apart.
+    head. rslora: scale by alpha / sqrt(r). dora: train directions and norms apart. rank_pattern: other ranks for the
+    layers whose name, or its end from a dot on, a regular expression matches whole; the first that matches counts.
     """
 
     r: int = 16
@@ -38,6 +39,7 @@ class LoraSettings:
     targets: Literal["all-linear"] | tuple[str, ...] = ALL_LINEAR
     rslora: bool = False
     dora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_targets(model: "PreTrainedModel", settings: LoraSettings, *, where: str = "lora") -> tuple[str, ...]:
@@ -50,57 +52,33 @@ def check_targets(model: "PreTrainedModel", settings: LoraSettings, *, where: st
         raise ModelError("a rank is at least 1", where=f"{where}.r", value=settings.r, cure="try 8 or 16")
     if not 0 <= settings.dropout < 1:
         raise ModelError("a share from 0 to below 1", where=f"{where}.dropout", value=settings.dropout, cure="try 0.05")
-    layers = linear_layers(model)
-    names = linear_names(model)
-    targets = names if settings.targets == ALL_LINEAR else settings.targets
-    if not targets:
-        raise ModelError("no targets are named", where=f"{where}.targets", cure=f"one of {', '.join(names)}")
-    head = next(name for name, module in model.named_modules() if module is output_head(model))
-    for target in targets:
-        if _named(head, target):
-            if is_tied(model):
-                raise ModelError(
-                    "the output head is tied to the embeddings, so an adapter on it could not be merged",
-                    where=f"{where}.targets",
-                    value=target,
-                    cure=f"leave it out; known here: {', '.join(names)}",
-                )
-            layers[head] = output_head(model)
-        matched = [module for name, module in layers.items() if _named(name, target)]
-        if not matched:
-            raise ModelError(
-                "the model has no such linear layer",
-                where=f"{where}.targets",
-                value=target,
-                cure=f"{nearest(target, names)} (there are: {', '.join(names)})",
-            )
-        smallest = min(min(_weight(module).shape) for module in matched)
-        if settings.r > smallest:
-            raise ModelError(
-                f"the rank is above the smaller side ({smallest}) of {target}",
-                where=f"{where}.r",
-                value=settings.r,
-                cure=f"use at most {smallest}; 8 or 16 is usual",
-            )
-    return tuple(targets)
+    return check_against(
+        anatomy(model),
+        targets=settings.targets,
+        r=settings.r,
+        rank_pattern=settings.rank_pattern,
+        where=where,
+    )
 
 
 def add_lora(model: "PreTrainedModel", settings: LoraSettings) -> "PeftModel":
     """Put a fresh adapter on a model (changed in place) and freeze the rest. Until trained it changes no output.
 
+    Its factors are float32, whatever type the model's weights are held in; the model's layers may be quantised.
     Its random half is drawn from torch's global generator: seed that before. Raises ModelError like `check_targets`.
     """
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
     targets = check_targets(model, settings)
-    hit = [m for name, m in linear_layers(model).items() if any(_named(name, target) for target in targets)]
+    hit = [m for name, m in linear_layers(model).items() if any(f".{name}".endswith(f".{t}") for t in targets)]
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(targets),
+        rank_pattern=dict(settings.rank_pattern),
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         # Conv1D keeps its weight as (in, out)
@@ -138,13 +116,3 @@ def merge(loaded: Loaded) -> "PreTrainedModel":
             f"the adapter cannot be merged ({error})", where=str(loaded.folder), cure="train it again"
         ) from error
     return merged.eval()
-
-
-def _named(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
-
-
-def _weight(module: nn.Module) -> torch.Tensor:
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight

@@ -6,6 +6,7 @@ base is another model, tokenizers that would be read wrongly. Never goes to the 
 memory (4 bytes a parameter in float32) and importing transformers (2 s; adapters: 3 s for peft).
 """
 
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -41,6 +42,20 @@ _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _CURE_DAMAGED = "the file is damaged or incomplete (a Git LFS pointer?): copy or download the model again"
 
 
+class _Needless(logging.Filter):
+    """Drops two lines of bitsandbytes: at import (peft does that) where an optional kernel is absent, and at each
+    product in 8 bits of what is not float16.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = str(record.msg)
+        return not text.startswith(("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast"))
+
+
+for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(_name).addFilter(_Needless())
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model in evaluation mode, its tokenizer, and the folder they came from."""
@@ -70,7 +85,7 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32, base: Path | None 
     if is_adapter(folder):
         return _load_adapter(folder, dtype, base)
     config = read_config(folder)
-    _check_loadable(folder, config)
+    check_loadable(folder, config)
     model = _load_weights(folder, config, dtype)
     tokenizer = read_tokenizer(folder)
     _check_vocabulary(folder, tokenizer, model.get_input_embeddings().weight.shape[0])
@@ -134,7 +149,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
         return stored_dtype(follow(base_link(folder), folder))
     sizes: Counter[str] = Counter()
     for name in weight_files(folder):
-        _check_readable(folder / name)
+        check_readable(folder / name)
         with safe_open(folder / name, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (the file is no dict: it has no iteration of its own)
                 part = file.get_slice(key)
@@ -169,7 +184,8 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_loadable(folder: Path, config: "PretrainedConfig") -> None:
+def check_loadable(folder: Path, config: "PretrainedConfig") -> None:
+    """Raise ModelError unless it is a causal language model whose weights are not quantised."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     where = str(folder / "config.json")
@@ -223,7 +239,8 @@ def _check_vocabulary(folder: Path, tokenizer: "PreTrainedTokenizerFast", rows: 
         )
 
 
-def _check_readable(path: Path) -> None:
+def check_readable(path: Path) -> None:
+    """Raise ModelError unless it is a whole safetensors file. Reads the header."""
     try:
         with safe_open(path, framework="pt") as file:
             file.keys()
@@ -237,7 +254,7 @@ def _load_weights(folder: Path, config: "PretrainedConfig", dtype: torch.dtype) 
     from transformers import AutoModelForCausalLM
 
     for name in weight_files(folder):
-        _check_readable(folder / name)
+        check_readable(folder / name)
     try:
         with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -257,11 +274,11 @@ def _load_weights(folder: Path, config: "PretrainedConfig", dtype: torch.dtype) 
             where=str(folder),
             cure="check that config.json belongs to these weights",
         ) from error
-    _check_report(folder, report)
+    check_report(folder, report)
     return model.eval()
 
 
-def _check_report(folder: Path, report: dict[str, Any]) -> None:
+def check_report(folder: Path, report: dict[str, Any]) -> None:
     """transformers fills what is missing with random numbers and drops what is too many; neither is wanted."""
     wrong = {name: sorted(report[f"{name}_keys"], key=str) for name in ("missing", "mismatched", "unexpected")}
     meaning = {
@@ -283,10 +300,15 @@ def _load_adapter(folder: Path, dtype: torch.dtype, base: Path | None) -> Loaded
     from peft import PeftModel
 
     from metier.models.adapter import merge
+    from metier.models.shape import cast_
 
     below = base or follow(base_link(folder), folder)
-    plain = merge(load(below)).to(dtype) if is_adapter(below) else load(below, dtype=dtype).model
-    _check_readable(folder / ADAPTER_WEIGHTS)
+    if is_adapter(below):
+        plain = merge(load(below))
+        cast_(plain.parameters(), dtype)
+    else:
+        plain = load(below, dtype=dtype).model
+    check_readable(folder / ADAPTER_WEIGHTS)
     try:
         with quiet():
             model = PeftModel.from_pretrained(plain, str(folder), torch_device=str(plain.device))

@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
-from metier.core.errors import ModelError, nearest
+from metier.core.errors import ModelError
+from metier.models.anatomy import Anatomy, matching
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 BLOCK_LISTS = ("layers", "h", "blocks")
@@ -34,8 +36,10 @@ class Parameters:
 
 
 def count_parameters(model: nn.Module) -> Parameters:
-    """How many parameters a model has and trains."""
-    numbers = [(p.numel(), p.requires_grad) for p in model.parameters()]  # parameters() yields a tied weight once
+    """How many parameters a model has and trains. A quantised weight counts as what it stands for, however packed."""
+    packed = {id(m.weight): m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)}
+    # parameters() yields a tied weight once
+    numbers = [(packed.get(id(p), p.numel()), p.requires_grad) for p in model.parameters()]
     return Parameters(sum(n for n, trains in numbers if trains), sum(n for n, _ in numbers))
 
 
@@ -46,6 +50,12 @@ def skeleton(config: "PretrainedConfig") -> "PreTrainedModel":
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def cast_(parameters: Iterable[nn.Parameter], dtype: "torch.dtype") -> None:
+    """Hold parameters in another type, in place. `model.to(dtype)` would round what rotary positions come from too."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
 
 
 def is_tied(model: "PreTrainedModel") -> bool:
@@ -89,6 +99,28 @@ def linear_names(model: "PreTrainedModel") -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.rpartition(".")[2] for name in linear_layers(model)))
 
 
+def sides(layer: nn.Module) -> tuple[int, int]:
+    """What goes into a linear layer and what comes out, in features."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    weight = layer.weight  # Conv1D keeps it as (in, out)
+    assert isinstance(weight, Tensor)
+    return weight.shape[0], weight.shape[1]
+
+
+def anatomy(model: "PreTrainedModel") -> Anatomy:
+    """The layers and parameters of a model by name; `skeleton(config)` will do."""
+    head = output_head(model)
+    return Anatomy(
+        depth=len(blocks(model)),
+        linear={name: sides(layer) for name, layer in linear_layers(model).items()},
+        head=next(name for name, module in model.named_modules() if module is head),
+        head_sides=sides(head),
+        tied=is_tied(model),
+        parameters=tuple(name for name, _ in model.named_parameters(remove_duplicate=False)),
+    )
+
+
 def freeze_all_but(
     model: "PreTrainedModel", last: int, *, head: bool = True, patterns: Iterable[str] = ()
 ) -> Parameters:
@@ -108,7 +140,7 @@ def freeze_all_but(
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     wanted += [re.escape(f"{parent}.{norm}.") for norm in FINAL_NORMS]
     keep = re.compile("^(?:" + "|".join(wanted) + ")")
-    chosen = {name for name in names if keep.match(name)} | _matches(names, patterns)
+    chosen = {name for name in names if keep.match(name)} | matching(names, patterns, where="freeze.patterns")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -120,18 +152,6 @@ def freeze_all_but(
     if parameters.trained == 0:
         raise ModelError("everything is frozen", where="freeze", cure="train at least one block, or the head")
     return parameters
-
-
-def _matches(names: list[str], patterns: Iterable[str]) -> set[str]:
-    found: set[str] = set()
-    for pattern in patterns:
-        matched = {name for name in names if re.search(pattern, name)}
-        if not matched:
-            raise ModelError(
-                "the pattern matches no parameter", where="freeze.patterns", value=pattern, cure=nearest(pattern, names)
-            )
-        found |= matched
-    return found
 
 
 def _blocks(model: "PreTrainedModel") -> tuple[str, nn.ModuleList]:

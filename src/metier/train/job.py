@@ -1,55 +1,84 @@
 """One training step from beginning to end: encode, load, choose parameters, fit, save, write down.
 
-Data is encoded, and found wanting, before any weight is loaded. Costs what `loop` says, plus the frozen weights.
+Data is encoded, and found wanting, before any weight is loaded. Costs what `loop` says, plus the frozen weights: in the
+type of the products, so 2 bytes each in bf16, or quantised.
 """
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from metier.core.measure import PeakMemory, Stopwatch
 from metier.core.stage import Context
 from metier.models.adapter import merge
+from metier.models.builtin import is_adapter
 from metier.models.load import load, read_tokenizer, stored_dtype
+from metier.models.quantized import as_linear, mark, quantized
 from metier.models.save import save_adapter, save_model
-from metier.models.shape import Parameters, is_tied
+from metier.models.shape import Parameters, cast_, is_tied
+from metier.models.stream import Convert, convert_, load_converted
 from metier.text.artifacts import write_json, write_jsonl
-from metier.train.batches import Batches, micros, size_of
+from metier.train.batches import Batches, micros, shared_prefix, size_of
 from metier.train.checkpoint import Checkpoints
-from metier.train.loop import State, fit
+from metier.train.forward import Forward, check_exact
+from metier.train.int8 import Int8Linear
+from metier.train.loop import Course, State, Watch, fit
 from metier.train.material import Material
-from metier.train.methods import FreezeMethod, LoraMethod, apply, name_of
-from metier.train.packed import check_exact, packed_attention
-from metier.train.precision import Precision, choose
+from metier.train.methods import FreezeMethod, LoraMethod, Quantize, apply, name_of
+from metier.train.precision import Precision, best_device, choose
+from metier.train.schedule import DECAY
 from metier.train.stage import Training, context_of, plain_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+CHOSEN = "chosen.json"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was left to the machine. micro_tokens: of a micro-step (None: batch_size blocks)."""
+
+    precision: Precision
+    micro_tokens: int | None
 
 
 def train(stage: Training, ctx: Context) -> Mapping[str, float]:
     """Run the stage: its model folder goes to `ctx.out`. Returns the headline metrics."""
     watch = Stopwatch()
     folder = ctx.source(stage.model).path
+    stage.check_machine()
+    stage.check_model(folder)
     length = stage.length(context_of(plain_config(folder)))
     tokenizer = read_tokenizer(folder)
     material = stage.material(tokenizer, length, ctx)
     if not material.dev:
         stage.refuse_without_dev()
+    chosen = choose_once(stage, ctx)
+    precision = chosen.precision
     with ExitStack() as stack:
         memory = stack.enter_context(PeakMemory())
-        model = merge(load(folder, dtype=torch.float32))
-        with packed_attention(model):
-            check_exact(model, material.pieces)
-        precision = choose(stage.precision, width=int(model.config.hidden_size))
+        model = load_base(stage, folder, precision)
         adapted, parameters = apply(model, stage.method, seed=stage.seed)
+        if isinstance(stage.method, FreezeMethod):
+            cast_((p for p in model.parameters() if p.requires_grad), torch.float32)
+            cast_((p for p in model.parameters() if not p.requires_grad), precision.dtype)
+        check_exact(model, material.pieces, precision)
         _announce(stage, ctx, model, parameters, precision)
-        state = _fit(stage, ctx, model, material, precision, length)
-        _save(stage, ctx, model, adapted, tokenizer)
+        state = _fit(stage, ctx, model, material, chosen, length)
+        if isinstance(stage.method, LoraMethod):
+            save_adapter(adapted.eval(), tokenizer, ctx.out, base=ctx.source(stage.model).link)
+        else:
+            _save_whole(stage, ctx, model, tokenizer)
     _write_about(stage, ctx, material, parameters, state, length)
-    _write_measured(ctx, state, seconds=watch.seconds, peak=memory.peak_bytes, precision=precision)
+    _write_measured(ctx, state, seconds=watch.seconds, peak=memory.peak_bytes, chosen=chosen)
     tail = state.losses[-max(1, len(state.losses) // 10) :]
     metrics: dict[str, float] = {
         "loss": sum(tail) / len(tail),
@@ -63,12 +92,76 @@ def train(stage: Training, ctx: Context) -> Mapping[str, float]:
     return metrics
 
 
+def choose_once(stage: Training, ctx: Context) -> Chosen:
+    """What the machine is to decide, decided when the step first starts: whoever resumes it goes on with the same."""
+    path = ctx.scratch / CHOSEN
+    width = _width(plain_config(ctx.source(stage.model).path))
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        precision = replace(choose(kept["precision"], width=width, device=best_device()), why=kept["why"])
+        return Chosen(precision, kept["micro_tokens"])
+    chosen = Chosen(choose(stage.precision, width=width, device=best_device()), _micro_tokens(stage))
+    write_json(
+        path,
+        {
+            "precision": chosen.precision.name,
+            "why": chosen.precision.why,
+            "micro_tokens": chosen.micro_tokens,
+        },
+    )
+    return chosen
+
+
+def load_base(stage: Training, folder: Path, precision: Precision) -> "PreTrainedModel":
+    """The model that is trained from, on its device.
+
+    An adapter is merged in float32. Below a LoRA all weights are then held in the type of the products, or quantised as
+    they are read. For freeze they come as they are stored, as what trains must start from exactly that.
+    """
+    held = precision.dtype if isinstance(stage.method, LoraMethod) else torch.float32
+    if is_adapter(folder):
+        model = merge(load(folder, dtype=torch.float32))
+        cast_(model.parameters(), held)
+        if stage.quantize is not None:
+            convert_(model, converter(stage.quantize, precision.dtype))
+    elif stage.quantize is not None:
+        convert = converter(stage.quantize, precision.dtype)
+        model = load_converted(folder, convert, dtype=held, device=precision.device)
+    else:
+        model = load(folder, dtype=stored_dtype(folder) if isinstance(stage.method, FreezeMethod) else held).model
+    if stage.quantize in ("8bit", "4bit"):
+        mark(model, stage.quantize)
+    return model.to(precision.device)  # type: ignore[arg-type]
+
+
+def converter(quantize: Quantize, compute: torch.dtype) -> Convert:
+    """What makes a quantised layer of a linear one. compute: the type of bitsandbytes' products."""
+    if quantize == "int8":
+        return _to_int8
+    return partial(quantized, kind=quantize, compute=compute)
+
+
+def _to_int8(layer: nn.Module) -> nn.Module:
+    return Int8Linear(as_linear(layer))
+
+
+def _micro_tokens(stage: Training) -> int | None:
+    if stage.micro_batch == "auto":
+        raise NotImplementedError
+    return stage.micro_batch
+
+
+def _width(config: Mapping[str, Any]) -> int:
+    return int(config["hidden_size"] if "hidden_size" in config else config["n_embd"])
+
+
 def _announce(
     stage: Training, ctx: Context, model: "PreTrainedModel", parameters: Parameters, precision: Precision
 ) -> None:
+    base = f"; base in {stage.quantize}" if stage.quantize else ""
     ctx.events.note(
         f"method {name_of(stage.method)}: {parameters.trained:,} of {parameters.total:,} parameters train "
-        f"({parameters.share:.2%}); {precision.name}, {precision.why}"
+        f"({parameters.share:.2%}); {precision.name}, {precision.why}{base}"
     )
     if isinstance(stage.method, FreezeMethod) and stage.method.freeze.head and is_tied(model):
         ctx.events.note(
@@ -78,7 +171,7 @@ def _announce(
 
 
 def _fit(
-    stage: Training, ctx: Context, model: "PreTrainedModel", material: Material, precision: Precision, length: int
+    stage: Training, ctx: Context, model: "PreTrainedModel", material: Material, chosen: Chosen, length: int
 ) -> State:
     batches = Batches(
         material.pieces,
@@ -88,44 +181,65 @@ def _fit(
         stage.batch_size,
         stage.accumulation,
         stage.seed,
+        chosen.micro_tokens,
     )
-    return fit(
-        model,
-        batches=batches,
-        dev=micros(material.dev, stage.batch_size * length),
+    course = Course(
         epochs=stage.epochs,
         max_steps=stage.max_steps,
         optimizer=stage.optimizer,
         learning_rate=stage.peak_rate,
         schedule=stage.schedule,
         warmup=stage.warmup,
+        decay=DECAY if stage.decay is None else stage.decay,
         min_learning_rate=stage.min_learning_rate,
         weight_decay=stage.weight_decay,
         clip=stage.clip,
-        precision=precision,
         seed=stage.seed,
-        dev_every=stage.dev_every,
+    )
+    watch = Watch(
+        dev=micros(material.dev, chosen.micro_tokens or stage.batch_size * length),
+        every=stage.dev_every,
         log_every=stage.log_every,
         keep_best=stage.keeps_best,
+        patience=stage.patience,
+    )
+    forward = Forward(
+        model,
+        precision=chosen.precision,
+        prefix=shared_prefix(material.pieces),
+        label_smoothing=stage.label_smoothing,
+        neftune=stage.neftune,
+        checkpointing=stage.gradient_checkpointing,
+    )
+    return fit(
+        model,
+        forward,
+        batches,
+        course=course,
+        watch=watch,
+        precision=chosen.precision,
         events=ctx.events,
         check_stop=ctx.check_stop,
         checkpoints=Checkpoints(ctx.scratch),
     )
 
 
-def _save(
-    stage: Training,
-    ctx: Context,
-    model: "PreTrainedModel",
-    adapted: Any,
-    tokenizer: "PreTrainedTokenizerFast",
-) -> None:
-    """An adapter refers to the model it started from; whole weights are written in the type that the base's are in."""
-    if isinstance(stage.method, LoraMethod):
-        save_adapter(adapted.eval(), tokenizer, ctx.out, base=ctx.source(stage.model).link)
-        return
-    stored = stored_dtype(ctx.source(stage.model).path)
+def _save_whole(stage: Training, ctx: Context, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Whole weights are written in the type that the base's are in, frozen ones with the bits that they had there."""
+    folder = ctx.source(stage.model).path
+    stored = stored_dtype(folder)
+    held = {p.dtype for p in model.parameters() if not p.requires_grad}
+    if held - {torch.float32, stored}:
+        trained = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+        model = merge(load(folder, dtype=torch.float32))
+        _put(model, trained)
     save_model(model.eval().to(stored), tokenizer, ctx.out, stop=stage.stop(tokenizer))
+
+
+def _put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            model.get_parameter(name).copy_(value)
 
 
 def _write_about(
@@ -149,6 +263,7 @@ def _write_about(
                 "replay": size_of(material.replay),
                 "dev": size_of(material.dev),
             },
+            "quantize": stage.quantize,
             "best_step": state.best_step,
             "saved_step": saved,
             "dev_loss": {"before": state.dev_losses[0], "last": state.dev_losses[-1], "best": state.best_loss}
@@ -159,7 +274,7 @@ def _write_about(
     )
 
 
-def _write_measured(ctx: Context, state: State, *, seconds: float, peak: int, precision: Precision) -> None:
+def _write_measured(ctx: Context, state: State, *, seconds: float, peak: int, chosen: Chosen) -> None:
     write_jsonl(ctx.measured / "train.jsonl", state.measured)
     write_json(
         ctx.measured / "about.json",
@@ -168,8 +283,10 @@ def _write_measured(ctx: Context, state: State, *, seconds: float, peak: int, pr
             "training_seconds": round(state.seconds, 3),
             "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
             "peak_rss_bytes": peak,
-            "precision": precision.name,
-            "precision_because": precision.why,
+            "precision": chosen.precision.name,
+            "precision_because": chosen.precision.why,
+            "micro_tokens": chosen.micro_tokens,
+            "device": str(chosen.precision.device),
             "threads": torch.get_num_threads(),
         },
     )

@@ -1,13 +1,16 @@
 """The training loop: the same for pretrain and tune, for whole weights and adapters.
 
-The loss of a window is the sum over all its targets divided by their number, however it is cut into micro-steps, so
-batch_size 8 and batch_size 2 with accumulation 4 give the same gradient. Loss and gradient norm are looked at before
-the optimizer steps: a number that is not finite stops the run with weights still good. Dropout is seeded by (seed,
-step, micro-step) and the data's order by (seed, epoch), so a resumed run ends with the bits of an uninterrupted one,
-and so does a second run on the same machine with as many threads.
+The loss of a window is the sum over all its targets divided by their weight (their number, unless prompts count less),
+however it is cut into micro-steps, so batch_size 8 and batch_size 2 with accumulation 4 give the same gradient. Loss
+and gradient norm are looked at before the optimizer steps: a number that is not finite stops the run with weights still
+good. Dropout is seeded by (seed, step, micro-step) and the data's order by (seed, epoch), so a resumed run ends with
+the bits of an uninterrupted one, and so does a second run on the same machine with as many threads.
 
-Costs 16 bytes a trained parameter (weight, gradient, two moments), 4 a frozen one, and the activations of one
-micro-step; keeping the best adds 4 bytes a trained parameter.
+In fp16 the loss is scaled up so that small gradients survive. A window whose gradients overflow is done again at half
+the scale; nothing is skipped. The scale doubles after GROWTH steps without one.
+
+Costs 16 bytes a trained parameter (weight, gradient, two moments; 10 with 8-bit moments), what the frozen ones are held
+in, and the activations of one micro-step; keeping the best adds 4 bytes a trained parameter.
 """
 
 import math
@@ -25,15 +28,63 @@ from torch import Tensor, nn
 
 from metier.core.errors import Interrupted, TrainingError
 from metier.core.events import Events
-from metier.train.batches import Batches, Micro, Window, size_of, targets_of
+from metier.train.batches import Batches, Micro, Window, size_of, targets_of, weight_of
 from metier.train.checkpoint import Checkpoints
+from metier.train.forward import Forward
 from metier.train.optimizers import Kind, Optimizers
-from metier.train.packed import backward, pack, packed_attention, summed_loss
-from metier.train.precision import Precision
-from metier.train.schedule import Shape, share_of_peak
+from metier.train.precision import Precision, gemm_peak
+from metier.train.schedule import DECAY, Shape, share_of_peak
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+FIRST_SCALE = 2.0**16
+"""What fp16 losses are multiplied by at first; torch's own choice, like GROWTH."""
+GROWTH = 2000
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the weights change, and for how long.
+
+    max_steps: stop there, even amid an epoch. warmup, decay: shares of the steps over which the learning rate rises
+    and, with wsd, falls. min_learning_rate: a share of the peak. clip: the largest gradient norm. seed: of dropout and
+    noise.
+    """
+
+    epochs: int = 1
+    max_steps: int | None = None
+    optimizer: Kind = "adamw"
+    learning_rate: float = 2e-5
+    schedule: Shape = "cosine"
+    warmup: float = 0.01
+    decay: float = DECAY
+    min_learning_rate: float = 0.1
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+    seed: int = 0
+
+    def rate(self, step: int, total: int) -> float:
+        """The learning rate of a step, 0 to total - 1."""
+        return self.learning_rate * share_of_peak(
+            step, total, shape=self.schedule, warmup=self.warmup, floor=self.min_learning_rate, decay=self.decay
+        )
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is looked at on the way.
+
+    dev: what to measure the dev loss on: before training, at each epoch's end (or every `every` steps) and at the end.
+    log_every: steps between reports. keep_best: end with the weights of the lowest dev loss rather than the last.
+    patience: stop after so many dev losses in a row that were no new lowest.
+    """
+
+    dev: Sequence[Micro] = ()
+    every: int | None = None
+    log_every: int = 10
+    keep_best: bool = False
+    patience: int | None = None
 
 
 @dataclass
@@ -42,7 +93,8 @@ class State:
 
     step: optimizer steps. tokens: that went through the model. targets: that were trained on. log: a row for every step
     and dev loss (deterministic). measured: rows with time and memory. best_step, best_loss: of the lowest dev loss.
-    seconds: of training, dev losses not included.
+    dev_since_best: dev losses measured since that. seconds: of training, dev losses not included. scale: what losses
+    are multiplied by (fp16), steady: steps since it last changed.
     """
 
     step: int = 0
@@ -53,11 +105,14 @@ class State:
     best_step: int | None = None
     best_loss: float | None = None
     last_dev: int | None = None
+    dev_since_best: int = 0
     seconds: float = 0.0
+    scale: float = 1.0
+    steady: int = 0
 
     @property
     def losses(self) -> list[float]:
-        """The training loss of each step, in nats a target."""
+        """The training loss of each step, in nats a target (by weight; smoothed where labels are)."""
         return [row["loss"] for row in self.log if "loss" in row]
 
     @property
@@ -68,70 +123,44 @@ class State:
 
 def fit(
     model: "PreTrainedModel",
-    *,
+    forward: Forward,
     batches: Batches,
-    dev: Sequence[Micro],
-    epochs: int,
-    max_steps: int | None,
-    optimizer: Kind,
-    learning_rate: float,
-    schedule: Shape,
-    warmup: float,
-    min_learning_rate: float,
-    weight_decay: float,
-    clip: float | None,
+    *,
+    course: Course,
+    watch: Watch,
     precision: Precision,
-    seed: int,
-    dev_every: int | None,
-    log_every: int,
-    keep_best: bool,
     events: Events,
     check_stop: Callable[[], None],
     checkpoints: Checkpoints,
 ) -> State:
     """Train the parameters of `model` that require gradients, in place. Goes on from the newest checkpoint.
 
-    model: a plain transformers model in float32, perhaps with adapter layers inside (not the PeftModel around it). dev:
-    what to measure the dev loss on: before training, at each epoch's end (or every `dev_every` steps) and at the end.
-    warmup, min_learning_rate: shares of the steps and of the peak rate. clip: the largest gradient norm. keep_best:
-    end with the weights of the lowest dev loss rather than the last.
+    model: a plain transformers model, perhaps with adapter layers inside (not the PeftModel around it), whose trained
+    parameters are float32. forward: of that model.
 
     Raises TrainingError where a loss or gradient is not finite; Interrupted, with the state kept, when asked to stop.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizers = Optimizers(named, optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
-    loop = _Loop(
-        model,
-        named,
-        optimizers,
-        batches,
-        dev,
-        precision,
-        seed,
-        clip,
-        dev_every,
-        log_every,
-        keep_best,
-        events,
-        check_stop,
+    optimizers = Optimizers(
+        named, course.optimizer, learning_rate=course.learning_rate, weight_decay=course.weight_decay
     )
-    epoch_ends = list(accumulate(batches.count(epoch) for epoch in range(epochs)))
-    total = epoch_ends[-1] if max_steps is None else min(max_steps, epoch_ends[-1])
+    loop = _Loop(model, forward, named, optimizers, batches, course, watch, precision, events, check_stop)
+    epoch_ends = list(accumulate(batches.count(epoch) for epoch in range(course.epochs)))
+    total = epoch_ends[-1] if course.max_steps is None else min(course.max_steps, epoch_ends[-1])
     kept = checkpoints.load()
     if kept is not None:
         loop.restore(*kept)
         events.note(f"going on from step {loop.state.step} of {total}")
     was_training = model.training
     model.train()
+    devices = [precision.device] if precision.device.type == "cuda" else []
     try:
-        with packed_attention(model), torch.random.fork_rng(devices=[]):
+        with forward, torch.random.fork_rng(devices=devices):
             while True:
                 loop.measure_dev(total, epoch_ends)
-                step = loop.state.step
-                if step == total:
+                if loop.state.step == total or loop.out_of_patience:
                     break
-                share = share_of_peak(step, total, shape=schedule, warmup=warmup, floor=min_learning_rate)
-                loop.train_step(learning_rate * share, total, epoch_ends)
+                loop.train_step(total, epoch_ends)
                 if checkpoints.due():
                     checkpoints.save(loop.state.step, loop.tensors(), asdict(loop.state))
     except Interrupted:
@@ -140,7 +169,13 @@ def fit(
     finally:
         model.train(was_training)
         optimizers.zero_grad()
-    if keep_best:
+    if loop.state.step < total:
+        loop.report(total)
+        events.note(
+            f"stopped after step {loop.state.step} of {total}: the last {loop.state.dev_since_best} dev losses were "
+            f"not below the {loop.state.best_loss:.4f} of step {loop.state.best_step}"
+        )
+    if watch.keep_best:
         loop.restore_best()
     return loop.state
 
@@ -150,73 +185,74 @@ class _Loop:
     """One run's moving parts."""
 
     model: "PreTrainedModel"
+    forward: Forward
     named: dict[str, nn.Parameter]
     optimizers: Optimizers
     batches: Batches
-    dev: Sequence[Micro]
+    course: Course
+    watch: Watch
     precision: Precision
-    seed: int
-    clip: float | None
-    dev_every: int | None
-    log_every: int
-    keep_best: bool
     events: Events
     check_stop: Callable[[], None]
     state: State = field(default_factory=State)
     best: dict[str, Tensor] = field(default_factory=dict)
     _windows: tuple[int, list[Window]] = (-1, [])
+    _last: Window = ()
     _since: tuple[int, float] = (0, 0.0)
+
+    def __post_init__(self) -> None:
+        if self.precision.scaler:
+            self.state.scale = FIRST_SCALE
 
     @cached_property
     def _process(self) -> psutil.Process:
         return psutil.Process()
 
-    def train_step(self, rate: float, total: int, epoch_ends: Sequence[int]) -> None:
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether as many dev losses in a row as allowed were no new lowest."""
+        return self.watch.patience is not None and self.state.dev_since_best >= self.watch.patience
+
+    def train_step(self, total: int, epoch_ends: Sequence[int]) -> None:
         """One optimizer step on the next window."""
         started = time.perf_counter()
         state = self.state
         epoch = bisect_right(epoch_ends, state.step)
         window = self._window(epoch, state.step - (epoch_ends[epoch - 1] if epoch else 0))
-        targets = sum(targets_of(micro) for micro in window)
-        loss = torch.zeros(())
-        self.optimizers.zero_grad()  # also what a stop amid the window left
-        for index, micro in enumerate(window):
-            self.check_stop()
-            torch.manual_seed(_mix(self.seed, state.step, index))
-            loss += backward(self.model, pack(micro), scale=1 / targets, autocast=self.precision.autocast)
-        mean, norm = torch.stack([loss / targets, self._clipped()]).tolist()
-        self._check_finite(mean, norm, window)
+        rate = self.course.rate(state.step, total)
+        loss, norm = self._gradients(window)
+        self._last = window
         self.optimizers.step(rate)
         state.step += 1
         state.tokens += sum(size_of(micro) for micro in window)
-        state.targets += targets
+        state.targets += sum(targets_of(micro) for micro in window)
         state.seconds += time.perf_counter() - started
         state.log.append(
             {
                 "step": state.step,
                 "epoch": epoch,
-                "loss": mean,
+                "loss": loss,
                 "learning_rate": rate,
                 "grad_norm": norm,
                 "tokens": state.tokens,
             }
         )
-        if state.step in (1, total) or state.step % self.log_every == 0:
-            self._report(total)
+        if state.step in (1, total) or state.step % self.watch.log_every == 0:
+            self.report(total)
 
     def measure_dev(self, total: int, epoch_ends: Sequence[int]) -> None:
         """Measure the dev loss where one is due and not yet known; remember the best weights."""
-        state = self.state
-        regular = state.step % self.dev_every == 0 if self.dev_every else state.step in epoch_ends
-        if not self.dev or state.last_dev == state.step or not (regular or state.step in (0, total)):
+        state, watch = self.state, self.watch
+        regular = state.step % watch.every == 0 if watch.every else state.step in epoch_ends
+        if not watch.dev or state.last_dev == state.step or not (regular or state.step in (0, total)):
             return
         self.model.eval()
-        loss = torch.zeros(())
-        for micro in self.dev:
+        sums = []
+        for micro in watch.dev:
             self.check_stop()
-            loss += summed_loss(self.model, pack(micro), autocast=self.precision.autocast)
+            sums.append(self.forward.summed_loss(micro))
         self.model.train()
-        mean = loss.item() / sum(targets_of(micro) for micro in self.dev)
+        mean = torch.stack(sums).sum().item() / sum(targets_of(micro) for micro in watch.dev)
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the dev loss is not finite after step {state.step}",
@@ -225,9 +261,10 @@ class _Loop:
             )
         state.last_dev = state.step
         state.log.append({"step": state.step, "dev_loss": mean})
+        state.dev_since_best += 1
         if state.best_loss is None or mean < state.best_loss:
-            state.best_step, state.best_loss = state.step, mean
-            if self.keep_best:
+            state.best_step, state.best_loss, state.dev_since_best = state.step, mean, 0
+            if watch.keep_best:
                 self.best = {name: p.detach().clone() for name, p in self.named.items()}
         self.events.emit("dev", at=state.step, total=total, dev_loss=mean)
 
@@ -242,7 +279,7 @@ class _Loop:
         found = {f"weight/{name}": p.detach().contiguous() for name, p in self.named.items()}
         for name, parameter in self.named.items():
             moments = self.optimizers.state(parameter)
-            found |= {f"optimizer/{key}/{name}": value.contiguous() for key, value in moments.items()}
+            found |= {f"optimizer/{key}/{name}": value for key, value in moments.items()}
         return found | {f"best/{name}": value.contiguous() for name, value in self.best.items()}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -257,7 +294,7 @@ class _Loop:
                     self.best[name] = value
                 else:
                     moment, _, name = name.partition("/")
-                    self.optimizers.state(self.named[name])[moment] = value
+                    self.optimizers.restore(self.named[name], moment, value)
         self._since = (self.state.tokens, self.state.seconds)
 
     def _window(self, epoch: int, position: int) -> Window:
@@ -265,11 +302,35 @@ class _Loop:
             self._windows = (epoch, self.batches.windows(epoch))
         return self._windows[1][position]
 
+    def _gradients(self, window: Window) -> tuple[float, float]:
+        """Leave the window's gradients, clipped, in the parameters. Returns its mean loss and their norm before."""
+        state = self.state
+        weight = sum(weight_of(micro) for micro in window)
+        while True:
+            self.optimizers.zero_grad()  # also what a stop amid the window left
+            sums = []
+            for index, micro in enumerate(window):
+                self.check_stop()
+                torch.manual_seed(_mix(self.course.seed, state.step, index))
+                sums.append(self.forward.backward(micro, scale=state.scale / weight))
+            loss, norm = torch.stack([torch.stack(sums).sum() / weight, self._clipped()]).tolist()
+            state.steady += 1
+            if math.isfinite(norm) or not math.isfinite(loss) or state.scale <= 1:
+                break
+            state.scale, state.steady = state.scale / 2, 0
+        self._check_finite(loss, norm, window)
+        if self.precision.scaler and state.steady >= GROWTH:
+            state.scale, state.steady = state.scale * 2, 0
+        return loss, norm
+
     def _clipped(self) -> Tensor:
-        """The norm of all gradients, which are scaled down to `clip` where it is larger."""
-        if self.clip is None:
-            return nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None])
-        return nn.utils.clip_grad_norm_(self.named.values(), self.clip)
+        """The norm of all gradients, which lose the loss's scale and are made smaller to `clip` where it is larger."""
+        found = [p.grad for p in self.named.values() if p.grad is not None]
+        if self.state.scale != 1:
+            torch._foreach_mul_(found, 1 / self.state.scale)
+        if self.course.clip is None:
+            return nn.utils.get_total_norm(found)
+        return nn.utils.clip_grad_norm_(self.named.values(), self.course.clip)
 
     def _check_finite(self, loss: float, norm: float, window: Window) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -282,20 +343,25 @@ class _Loop:
             cure="lower learning_rate, lengthen warmup, or set precision: fp32",
         )
 
-    def _report(self, total: int) -> None:
+    def report(self, total: int) -> None:
+        """Say how far training is, unless that was said or nothing has been trained since a resume."""
         state = self.state
+        if not self._last or (state.measured and state.measured[-1]["step"] == state.step):
+            return
         tokens, seconds = self._since
         speed = (state.tokens - tokens) / max(state.seconds - seconds, 1e-9)
         self._since = (state.tokens, state.seconds)
-        row = state.log[-1]
-        state.measured.append(
-            {
-                "step": state.step,
-                "seconds": round(state.seconds, 3),
-                "tokens_per_second": round(speed, 1),
-                "rss_bytes": self._process.memory_info().rss,
-            }
-        )
+        row = next(row for row in reversed(state.log) if "loss" in row)
+        told = {key: row[key] for key in ("epoch", "loss", "learning_rate", "grad_norm", "tokens")}
+        measured = {
+            "tokens_per_second": round(speed, 1),
+            "utilisation": round(
+                self._flops_a_token() * speed / gemm_peak(self.precision.device, self.precision.dtype), 4
+            ),
+            "rss_bytes": self._process.memory_info().rss,
+        }
+        state.measured.append({"step": state.step, "seconds": round(state.seconds, 3), **measured})
+        self.events.emit("train", at=state.step, total=total, **told, **measured)
         self.events.progress(
             "train",
             state.step,
@@ -303,8 +369,13 @@ class _Loop:
             unit="steps",
             loss=row["loss"],
             learning_rate=row["learning_rate"],
-            tokens_per_second=round(speed, 1),
+            tokens_per_second=measured["tokens_per_second"],
+            utilisation=measured["utilisation"],
         )
+
+    def _flops_a_token(self) -> float:
+        """Arithmetic that the last window needed, over its tokens."""
+        return sum(self.forward.flops(micro) for micro in self._last) / sum(size_of(micro) for micro in self._last)
 
 
 def _mix(seed: int, step: int, micro: int) -> int:

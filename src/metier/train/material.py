@@ -6,6 +6,7 @@ train on, naming some. Costs about a second per million tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,24 +80,31 @@ def examples(
     *,
     max_length: int,
     max_masked: float,
+    prompt_weight: float = 0.0,
     events: Events,
     check_stop: Callable[[], None],
 ) -> Material:
-    """The conversations of an artifact: the assistant's tokens are targets."""
+    """The conversations of an artifact: the assistant's tokens are targets.
 
-    def encode(conversation: Conversation) -> tuple[Piece, bool]:
+    prompt_weight: how much the other tokens' loss counts while training; the dev loss is the assistant's alone.
+    """
+
+    def encode(conversation: Conversation, weight: float) -> tuple[Piece, bool]:
         encoded = encode_conversation(tokenizer, conversation, max_length=max_length)
-        return Piece.of(conversation.id, encoded.ids, encoded.trained), encoded.truncated
+        # a row without an answer teaches nothing that is asked for, whatever its prompt weighs
+        weight = weight if any(encoded.trained[1:]) else 0.0
+        return Piece.of(conversation.id, encoded.ids, encoded.trained, prompt_weight=weight), encoded.truncated
 
-    def read(name: str) -> list[Piece]:
+    def read(name: str, weight: float) -> list[Piece]:
         rows = read_conversations(folder, name) if (folder / f"{name}.jsonl").is_file() else []
-        return _encode(rows, encode, name, events, check_stop)[0]
+        return _encode(rows, partial(encode, weight=weight), name, events, check_stop)[0]
 
-    pieces, masked, cut = _encode(read_conversations(folder, "train"), encode, "train", events, check_stop)
+    rows = read_conversations(folder, "train")
+    pieces, masked, cut = _encode(rows, partial(encode, weight=prompt_weight), "train", events, check_stop)
     labels = Labels(len(pieces) + len(masked), masked, cut, targets_of(pieces))
     _check_labels(labels, max_masked=max_masked, where="examples", events=events)
-    replay = tuple(read("replay"))
-    return Material(tuple(pieces), replay, tuple(read("dev")), _replay_share(folder, replay), None, labels)
+    replay = tuple(read("replay", prompt_weight))
+    return Material(tuple(pieces), replay, tuple(read("dev", 0.0)), _replay_share(folder, replay), None, labels)
 
 
 def _encode(

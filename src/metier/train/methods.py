@@ -1,19 +1,24 @@
 """Which parameters a training step changes: all of them, the last blocks, or a low-rank adapter.
 
-`check` refuses from the model's config.json alone what would have no effect or cannot be done, for architectures whose
-layers are known here; for the rest the same refusals come when the model is loaded. Imports no torch.
+`check` refuses before any weight is loaded what would have no effect or cannot be done. It asks the model's anatomy,
+which for common architectures follows from config.json without torch.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from metier.core.errors import ModelError, nearest
+from metier.core.errors import ModelError
 from metier.core.stage import Config
+from metier.models.anatomy import Anatomy, check_targets, matching
 
 if TYPE_CHECKING:
     from metier.models.shape import Parameters
+
+Quantize = Literal["int8", "8bit", "4bit"]
+INT8_MULTIPLE = 8
+"""What both sides of a layer must be multiples of for products in int8."""
 
 FULL_RATE = 2e-5
 LORA_RATE = 2e-4
@@ -26,11 +31,19 @@ class Freeze(Config):
     """How many of the model's last blocks to train."""
     head: bool = True
     """Train the output head too. Where it is tied to the input embeddings, those change with it."""
+    patterns: list[str] = Field(default_factory=list)
+    """Train as well every parameter in whose full name one of these regular expressions is found, such as
+    `layers\\.[0-3]\\.mlp` or `bias$`."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _patterns_compile(cls, patterns: list[str]) -> list[str]:
+        return [_compiled(pattern) for pattern in patterns]
 
     @model_validator(mode="after")
     def _trains_something(self) -> "Freeze":
-        if self.blocks == 0 and not self.head:
-            raise ValueError("nothing would train: give blocks of 1 or more, or head: true")
+        if self.blocks == 0 and not self.head and not self.patterns:
+            raise ValueError("nothing would train: give blocks of 1 or more, head: true, or patterns")
         return self
 
 
@@ -49,6 +62,14 @@ class Lora(Config):
     """Scale by alpha / sqrt(r) instead, which keeps high ranks learning (arXiv 2312.03732)."""
     dora: bool = False
     """Train directions and norms apart (arXiv 2402.09353): slower, sometimes better at low rank."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Other ranks for some layers: regular expressions, each with its rank, that match the end of a layer's name from a
+    dot on (`down_proj: 64`, `layers\\.0\\.mlp\\..*: 8`). The first that matches counts; the rest has rank r."""
+
+    @field_validator("rank_pattern")
+    @classmethod
+    def _patterns_compile(cls, ranks: dict[str, int]) -> dict[str, int]:
+        return {_compiled(pattern): rank for pattern, rank in ranks.items()}
 
     @model_validator(mode="after")
     def _names_targets(self) -> "Lora":
@@ -86,65 +107,48 @@ def default_rate(method: Method) -> float:
     return LORA_RATE if isinstance(method, LoraMethod) else FULL_RATE
 
 
-def known_layers(config: Mapping[str, Any]) -> dict[str, tuple[int, int]] | None:
-    """The linear layers of a block by the last part of their names, each with its two sides (in, out).
+def check(method: Method, anatomy: Anatomy, *, quantize: Quantize | None, where: str) -> None:
+    """Raise ModelError where the method does not fit a model. where: `step.method` or `method`."""
+    if isinstance(method, FreezeMethod):
+        if method.freeze.blocks > anatomy.depth:
+            raise ModelError(
+                f"the model has only {anatomy.depth} blocks",
+                where=f"{where}.freeze.blocks",
+                value=method.freeze.blocks,
+                cure=f"use at most {anatomy.depth}",
+            )
+        matching(anatomy.parameters, method.freeze.patterns, where=f"{where}.freeze.patterns")
+    if isinstance(method, LoraMethod):
+        lora = method.lora
+        check_targets(anatomy, targets=lora.targets, r=lora.r, rank_pattern=lora.rank_pattern, where=f"{where}.lora")
+    if quantize == "int8":
+        for name, (ins, outs) in anatomy.linear.items():
+            if ins % INT8_MULTIPLE or outs % INT8_MULTIPLE:
+                raise ModelError(
+                    f"int8 products need sides that are multiples of {INT8_MULTIPLE}, and {name} is {ins} x {outs}",
+                    where="quantize",
+                    value=quantize,
+                    cure="use quantize: 8bit, or leave it out",
+                )
 
-    config: a config.json. None for an architecture that is not known here.
-    """
-    if config.get("model_type") == "gpt2":
-        width = int(config["n_embd"])
-        inner = int(config.get("n_inner") or 4 * width)
-        # c_proj stands in attention (width, width) and in the MLP (inner, width)
-        return {"c_attn": (width, 3 * width), "c_proj": (min(width, inner), width), "c_fc": (width, inner)}
-    if config.get("model_type") in ("llama", "mistral", "qwen2"):
-        width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        head = int(config.get("head_dim") or width // heads)
-        keys = int(config.get("num_key_value_heads") or heads) * head
-        inner = int(config["intermediate_size"])
-        return {
-            "q_proj": (width, heads * head),
-            "k_proj": (width, keys),
-            "v_proj": (width, keys),
-            "o_proj": (heads * head, width),
-            "gate_proj": (width, inner),
-            "up_proj": (width, inner),
-            "down_proj": (inner, width),
+
+def frozen_below(method: Method, anatomy: Anatomy) -> int:
+    """How many of the lowest blocks lie below all that trains."""
+    if isinstance(method, LoraMethod):
+        targets = anatomy.names if method.lora.targets == "all-linear" else method.lora.targets
+        trained = {
+            name for name in (*anatomy.linear, anatomy.head) if any(f".{name}".endswith(f".{t}") for t in targets)
         }
-    return None
-
-
-def check(method: Method, config: Mapping[str, Any], *, where: str) -> None:
-    """Raise ModelError where the method does not fit a model's config.json. where: `step.method` or `method`."""
-    depth = config.get("num_hidden_layers", config.get("n_layer"))
-    if isinstance(method, FreezeMethod) and depth is not None and method.freeze.blocks > int(depth):
-        raise ModelError(
-            f"the model has only {depth} blocks",
-            where=f"{where}.freeze.blocks",
-            value=method.freeze.blocks,
-            cure=f"use at most {depth}",
-        )
-    layers = known_layers(config)
-    if not isinstance(method, LoraMethod) or layers is None:
-        return
-    lora = method.lora
-    named = list(layers) if lora.targets == "all-linear" else list(lora.targets)
-    known = {**layers, "lm_head": (10**9, 10**9)}  # the head's own rules are checked when the model is loaded
-    for target in named:
-        last = target.rpartition(".")[2]
-        if last not in known:
-            raise ModelError(
-                "the model has no such linear layer",
-                where=f"{where}.lora.targets",
-                value=target,
-                cure=f"{nearest(last, layers)} (there are: {', '.join(layers)})",
-            )
-        if lora.r > min(known[last]):
-            raise ModelError(
-                f"the rank is above the smaller side ({min(known[last])}) of {target}",
-                where=f"{where}.lora.r",
-                value=lora.r,
-                cure=f"use at most {min(known[last])}; 8 to 32 is usual",
-            )
+        lowest = anatomy.depth
+    elif isinstance(method, FreezeMethod):
+        trained = matching(anatomy.parameters, method.freeze.patterns, where="freeze.patterns")
+        lowest = 0 if method.freeze.head and anatomy.tied else anatomy.depth - method.freeze.blocks
+    else:
+        return 0
+    for name in trained:
+        place = re.search(r"\.(\d+)\.", name)
+        lowest = min(lowest, int(place[1]) if place else 0 if _embeds(name) else lowest)
+    return lowest
 
 
 def apply(model: Any, method: Method, *, seed: int) -> "tuple[Any, Parameters]":
@@ -158,13 +162,27 @@ def apply(model: Any, method: Method, *, seed: int) -> "tuple[Any, Parameters]":
     from metier.models.shape import count_parameters, freeze_all_but
 
     if isinstance(method, FreezeMethod):
-        return model, freeze_all_but(model, method.freeze.blocks, head=method.freeze.head)
+        freeze = method.freeze
+        return model, freeze_all_but(model, freeze.blocks, head=freeze.head, patterns=freeze.patterns)
     if isinstance(method, LoraMethod):
         lora = method.lora
         targets = lora.targets if lora.targets == "all-linear" else tuple(lora.targets)
-        settings = LoraSettings(lora.r, lora.alpha, lora.dropout, targets, lora.rslora, lora.dora)
+        settings = LoraSettings(lora.r, lora.alpha, lora.dropout, targets, lora.rslora, lora.dora, lora.rank_pattern)
         torch.manual_seed(seed)
         adapted = add_lora(model, settings)
         return adapted, count_parameters(adapted)
     model.requires_grad_(True)
     return model, count_parameters(model)
+
+
+def _embeds(parameter: str) -> bool:
+    return "embed" in parameter or parameter.endswith(("wte.weight", "wpe.weight"))
+
+
+def _compiled(pattern: str) -> str:
+    """A regular expression that is one."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    return pattern

@@ -1,4 +1,8 @@
-"""AdamW, or Muon for the matrices inside the blocks with AdamW for everything else.
+"""AdamW, AdamW with moments in 8 bits, or Muon for the matrices inside the blocks with AdamW for everything else.
+
+AdamW is torch's fused one. Its 8-bit form (Dettmers et al. 2022, arXiv 2110.02861) is bitsandbytes', on CPU and CUDA:
+moments take two bytes a parameter instead of eight, in blocks of 256 that share a scale; tensors under 4,096 elements
+keep theirs in float32.
 
 Muon (Jordan et al. 2024; torch.optim.Muon) replaces a matrix's momentum by the nearest orthogonal matrix, so that
 rarely seen directions learn as fast as common ones. It costs five small matrix products a matrix and step, and half of
@@ -12,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["adamw", "muon"]
+Kind = Literal["adamw", "adamw8bit", "muon"]
 
 BETAS = (0.9, 0.95)
 """AdamW's; 0.95 forgets gradient noise sooner than 0.999 and is what language models are trained with."""
@@ -26,7 +30,7 @@ class Optimizers:
         rest = [p for name, p in named.items() if name not in hidden]
         self._all: list[torch.optim.Optimizer] = []
         if rest:
-            self._all.append(torch.optim.AdamW(groups(rest, weight_decay), lr=learning_rate, betas=BETAS, fused=True))
+            self._all.append(_adamw(groups(rest, weight_decay), learning_rate, eight_bit=kind == "adamw8bit"))
         if hidden:
             matrices = [p for name, p in named.items() if name in hidden]
             self._all.append(
@@ -45,11 +49,32 @@ class Optimizers:
         for optimizer in self._all:
             optimizer.zero_grad(set_to_none=True)
 
-    def state(self, parameter: nn.Parameter) -> dict[str, Any]:
-        """What is remembered of a parameter; filling it restores it."""
-        owner = next(o for o in self._all if any(parameter is p for g in o.param_groups for p in g["params"]))
-        state: dict[str, Any] = owner.state[parameter]
-        return state
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """What is remembered of a parameter, all of it as tensors, none of which shares memory with another."""
+        kept = self._owner(parameter).state[parameter]
+        # bitsandbytes counts steps in an int, and lets all parameters share one table of its 256 values
+        return {
+            key: value.contiguous() if key not in ("qmap1", "qmap2") else value.clone()
+            for key, value in ((k, v if isinstance(v, Tensor) else torch.tensor(v)) for k, v in kept.items())
+        }
+
+    def restore(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """Put back one entry of `state`."""
+        owner = self._owner(parameter)
+        counts_in_int = key == "step" and not isinstance(owner, torch.optim.AdamW | torch.optim.Muon)
+        owner.state[parameter][key] = int(value) if counts_in_int else value.to(parameter.device)
+
+    def _owner(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        return next(o for o in self._all if any(parameter is p for g in o.param_groups for p in g["params"]))
+
+
+def _adamw(parameters: list[dict[str, Any]], learning_rate: float, *, eight_bit: bool) -> torch.optim.Optimizer:
+    if not eight_bit:
+        return torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, fused=True)
+    from metier.models.quantized import bitsandbytes
+
+    optimizer: torch.optim.Optimizer = bitsandbytes().optim.AdamW8bit(parameters, lr=learning_rate, betas=BETAS)
+    return optimizer
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

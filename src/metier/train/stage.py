@@ -5,14 +5,16 @@ Both run the one loop in `metier.train.loop`; they differ in what is read and wh
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from metier.core.errors import DataError, ModelError
+from metier.core.errors import DataError, MissingExtra, ModelError
 from metier.core.stage import Context, ModelRef, Needs, Runtime, Source, Stage
-from metier.train.methods import LoraMethod, Method, check, default_rate
+from metier.models.anatomy import Anatomy, known
+from metier.train.methods import LoraMethod, Method, Quantize, check, default_rate, frozen_below
 
 if TYPE_CHECKING:
     from metier.text.chat import Tokenizer
@@ -33,42 +35,89 @@ class Training(Stage):
     """The model to start from: a step, a built-in name, a folder or a hub id. An adapter is merged in memory first."""
     method: Method = "full"
     """Which parameters train: full, {freeze: {blocks: N}} or {lora: {r: N, alpha: N}}."""
+    quantize: Quantize | None = None
+    """Hold the frozen base below a LoRA in fewer bits. int8: products run in int8, which is faster than bf16 on CPUs
+    with VNNI and on GPUs. 8bit, 4bit: bitsandbytes' LLM.int8 and NF4, which take less memory and more time. The adapter
+    belongs to the unquantised base, and is merged there."""
     epochs: int = Field(1, ge=1)
     """How often everything is read."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after that many optimizer steps, even amid an epoch."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: torch's Muon for the matrices inside the blocks, AdamW for the rest. For whole weights,
-    not for LoRA."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit: AdamW whose moments take two bytes a parameter instead of eight (bitsandbytes, CPU and CUDA).
+    muon: torch's Muon for the matrices inside the blocks, AdamW for the rest; for whole weights, not for LoRA."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate. Left out: 2e-5 for full and freeze, 2e-4 for LoRA."""
     batch_size: int = Field(8, ge=1)
     """Blocks (pretrain) or examples (tune) that go through the model at once: more is faster and takes more memory."""
     accumulation: int = Field(1, ge=1)
     """How many such batches make one optimizer step."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=16)] | None = None
+    """Cut each optimizer step's batch_size x accumulation blocks into pieces of at most that many tokens instead, as
+    memory allows; a longer block goes alone. auto: as many as fit. The gradient is the same however it is cut."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls after the warm-up. wsd: not before the last `decay` share of the steps, then in a
+    straight line (arXiv 2404.06395)."""
     warmup: float = Field(0.01, ge=0, lt=1)
     """The share of the steps over which the learning rate rises."""
+    decay: float | None = Field(None, gt=0, le=1)
+    """The share of the steps over which it falls, with `schedule: wsd`. Left out: 0.1."""
     min_learning_rate: float = Field(0.1, ge=0, le=1)
     """Where the learning rate ends, as a share of its peak."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay, on matrices only."""
     clip: float | None = Field(1.0, gt=0)
     """The largest gradient norm; null: no clipping."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """The type of matrix products. auto: bf16 where the CPU has it in hardware and the model is wide enough to gain."""
+    neftune: float | None = Field(None, gt=0)
+    """Add noise to the embeddings while training, of this alpha (arXiv 2310.05914); 5 is usual."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """The share of each target's probability that is spread over the whole vocabulary. The dev loss is without."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """The type of matrix products. auto: bf16 where the hardware has it, fp16 on older GPUs, else and for narrow models
+    fp32. Frozen weights are held in that type, trained ones in float32."""
+    gradient_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping what is inside it: less memory, more time."""
+    prefix_cache: Annotated[Literal["auto", "memory", "disk", "off"], Runtime()] = "auto"
+    """With freeze: where the output of the frozen lower blocks is kept for later epochs. auto: where there is room."""
     seed: int = Field(0, ge=0)
     """Decides the order of the data, the replay drawn, an adapter's start and dropout."""
     dev_every: int | None = Field(None, ge=1)
     """Measure the dev loss every so many steps. Left out: after each epoch."""
+    keep_best: bool = False
+    """Save the weights of the lowest dev loss rather than the last."""
+    patience: int | None = Field(None, ge=1)
+    """Stop when that many dev losses in a row were no new lowest, and save the weights of the lowest."""
     log_every: Annotated[int, Runtime()] = Field(10, ge=1)
     """Report progress every so many steps; the log in the artifact has every step."""
 
     @model_validator(mode="after")
-    def _muon_trains_whole_matrices(self) -> "Training":
-        if self.optimizer == "muon" and isinstance(self.method, LoraMethod):
+    def _settings_agree(self) -> "Training":
+        lora = self.method.lora if isinstance(self.method, LoraMethod) else None
+        if self.optimizer == "muon" and lora is not None:
             raise ValueError("muon makes whole matrices orthogonal, LoRA's factors are thin: use `optimizer: adamw`")
+        if self.quantize is not None and lora is None:
+            raise ValueError(
+                "a quantised base stays as it is, so full fine-tuning and freeze cannot train it: use "
+                "`method: {lora: {...}}`, or leave quantize out"
+            )
+        if self.quantize == "int8" and lora is not None and lora.dora:
+            raise ValueError("dora needs the base's norms, which `quantize: int8` does not give: use `quantize: 8bit`")
+        if self.decay is not None and self.schedule != "wsd":
+            raise ValueError(f"decay has no effect with `schedule: {self.schedule}`: leave it out, or use wsd")
+        if self.patience is not None and self.dev_every is None and self.patience >= self.epochs:
+            raise ValueError(
+                f"patience {self.patience} can never run out with {self.epochs} dev losses, one after each epoch: set "
+                "dev_every, or a patience below epochs"
+            )
+        if self.prefix_cache != "auto" and self.method == "full":
+            raise ValueError(
+                "prefix_cache keeps what frozen lower blocks compute, and with `method: full` none is: leave it out "
+                "or use `method: {freeze: {blocks: N}}`"
+            )
+        if self.prefix_cache in ("memory", "disk") and self.neftune is not None:
+            raise ValueError("neftune changes what the lower blocks read each time: leave it or prefix_cache out")
+        if self.prefix_cache in ("memory", "disk") and self.epochs == 1:
+            raise ValueError("prefix_cache is read from the second epoch on, and there is one: leave it out")
         return self
 
     @property
@@ -84,7 +133,7 @@ class Training(Stage):
     @property
     def keeps_best(self) -> bool:
         """Whether the weights of the lowest dev loss are saved rather than the last."""
-        return False
+        return self.keep_best or self.patience is not None
 
     def length(self, context: int) -> int:
         """The longest sequence to train on, for a model of that context. Raises ModelError above it."""
@@ -102,18 +151,50 @@ class Training(Stage):
 
     def check(self, sources: Mapping[str, Source]) -> None:
         """Raise InputError for what the model's config.json or the data's splits already show to be wrong."""
+        self.check_machine()
         for folder in sources[self.model].paths:
-            config = plain_config(folder)
-            self.length(context_of(config))
-            check(self.method, config, where="method")
+            self.check_model(folder)
         for folder in sources[self.data].paths:
             if not _has_rows(folder / f"{self.dev_split}.jsonl"):
                 self.refuse_without_dev()
 
+    def check_machine(self) -> None:
+        """Raise InputError where a package is missing or the hardware cannot do what is asked."""
+        asked = f"quantize: {self.quantize}" if self.quantize in ("8bit", "4bit") else ""
+        asked = asked or ("optimizer: adamw8bit" if self.optimizer == "adamw8bit" else "")
+        if asked and find_spec("bitsandbytes") is None:
+            raise MissingExtra("bitsandbytes", "quant", needed_by=asked)
+        if self.precision == "fp16":  # only this asks torch whether there is a GPU
+            from metier.train.precision import best_device, choose
+
+            choose("fp16", width=0, device=best_device())
+
+    def check_model(self, folder: Path) -> None:
+        """Raise ModelError where a setting does not fit the model in `folder`. Reads no weights."""
+        config = plain_config(folder)
+        if config.get("quantization_config") is not None:
+            raise ModelError(
+                "the model is quantised already, and can be neither trained nor quantised again",
+                where="quantize" if self.quantize else "model",
+                value=config["quantization_config"].get("quant_method"),
+                cure="use the model it was quantised from",
+            )
+        self.length(context_of(config))
+        anatomy = anatomy_of(folder, config)
+        check(self.method, anatomy, quantize=self.quantize, where="method")
+        if self.prefix_cache in ("memory", "disk") and frozen_below(self.method, anatomy) == 0:
+            raise ModelError(
+                "no block lies below everything that trains, so there is nothing to keep",
+                where="prefix_cache",
+                value=self.prefix_cache,
+                cure="leave it out, or train fewer of the last blocks (a tied head trains the embeddings: head: false)",
+            )
+
     def refuse_without_dev(self) -> None:
         """Raise DataError if something was asked for that only a dev loss can tell."""
         asked = ["dev_every"] if self.dev_every is not None else []
-        asked += ["keep_best"] if self.keeps_best else []
+        asked += ["keep_best"] if self.keep_best else []
+        asked += ["patience"] if self.patience is not None else []
         if asked:
             raise DataError(
                 f"there is nothing to measure a dev loss on: step {self.data!r} has no {self.dev_split} split",
@@ -177,13 +258,8 @@ class Tune(Training):
     """The chat template, saved with the model. auto: the model's own, else plain."""
     max_masked: float = Field(0.05, ge=0, le=1)
     """Stop where more than this share of the examples is cut or has no token to train on."""
-    keep_best: bool = False
-    """Save the weights of the lowest dev loss rather than the last."""
-
-    @property
-    def keeps_best(self) -> bool:
-        """As the field says."""
-        return self.keep_best
+    prompt_loss_weight: float = Field(0.0, ge=0, le=1)
+    """How much the loss of a token that is not the assistant's counts beside one that is."""
 
     def material(self, tokenizer: "Tokenizer", length: int, ctx: Context) -> "Material":
         """The conversations through the chat template."""
@@ -196,6 +272,7 @@ class Tune(Training):
             tokenizer,
             max_length=length,
             max_masked=self.max_masked,
+            prompt_weight=self.prompt_loss_weight,
             events=ctx.events,
             check_stop=ctx.check_stop,
         )
@@ -214,6 +291,17 @@ def plain_config(folder: Path) -> dict[str, Any]:
     while is_adapter(folder):
         folder = follow(base_link(folder), folder)
     return read_json(folder / CONFIG)
+
+
+def anatomy_of(folder: Path, config: Mapping[str, Any]) -> Anatomy:
+    """What a model is made of: from its config.json, else (with torch, in seconds) from a model without weights."""
+    found = known(config)
+    if found is not None:
+        return found
+    from metier.models.load import read_config
+    from metier.models.shape import anatomy, skeleton
+
+    return anatomy(skeleton(read_config(folder)))
 
 
 def context_of(config: Mapping[str, Any]) -> int:
