@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import socket
-import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +22,7 @@ from metier.recipe import load_recipe
 from metier.text.artifacts import write_jsonl
 from metier.track import open_trackers
 from metier.track.tracker import Tracker, points
+from metier.track.wandb import BLOCK, records, rows
 
 KEY = "model-0123456789ab"
 CONFIG = {"kind": "tune", "learning_rate": 2e-5, "method": {"lora": {"r": 8}}}
@@ -85,43 +85,18 @@ def tensorboard_curves(folder: Path, step: str = "taught") -> Curves:
     return {tag: [(point.step, point.value) for point in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
-def records(path: Path) -> Iterator[Any]:
-    """The records of a `.wandb` file: LevelDB's log format (blocks of 32 KiB) after a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, place, whole = path.read_bytes(), 7, b""
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
-        if left < 7:
-            place += left
-            continue
-        _, size, part = struct.unpack("<IHB", data[place : place + 7])
-        whole += data[place + 7 : place + 7 + size]
-        place += 7 + size
-        if part in (1, 4):  # whole, or the last part
-            yield Record.FromString(whole)
-            whole = b""
-
-
 def wandb_runs(folder: Path) -> list[list[Any]]:
-    """The records of each part of a W&B run. wandb's helper writes the last of them just after `finish` returns."""
-    paths = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
-    until = time.monotonic() + 20
-    while True:
-        found = [list(records(path)) for path in paths]
-        if all(any(record.HasField("exit") for record in part) for part in found):
-            return found
-        assert time.monotonic() < until, "a W&B run has no end"
-        time.sleep(0.02)
+    """The records of each part of a W&B run."""
+    return [list(records(path)) for path in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))]
 
 
 def wandb_curves(folder: Path) -> Curves:
     curves: Curves = {}
-    for record in (record for found in wandb_runs(folder) for record in found):
-        row = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-        for name, value in row.items():
-            if not name.startswith("_"):
-                curves.setdefault(name, []).append((row["_step"], value))
+    for path in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
+        for row in rows(path):
+            for name in row:
+                if not name.startswith("_"):
+                    curves.setdefault(name, []).append((row["_step"], row[name]))
     return curves
 
 
@@ -173,6 +148,30 @@ def test_tensorboard_keeps_a_changed_setting_apart(tmp_path: Path):
     assert {p.name for p in (tmp_path / "tensorboard" / "taught").iterdir()} == {KEY, "model-ba9876543210"}
 
 
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from metier.track import open_trackers
+started, first, second, dev = eval(sys.argv[2])
+(t,) = open_trackers([sys.argv[3]], folder=Path(sys.argv[1]), recipe="demo", configs={"taught": {}})
+for event in (started, first, second, dev):
+    t.hear(event)
+time.sleep(3)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_that_was_killed_leaves_neither_a_hole_nor_a_repeat(tmp_path: Path, name: str):
+    events = repr((STARTED, train(1), train(2), dev(2)))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), events, name], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    hear(name, tmp_path, STARTED, train(1), train(2), dev(2), train(4), dev(4), FINISHED)
+    found = steps(name, tmp_path)
+    assert found["loss"] == [1, 2, 4]
+    assert found["dev_loss"] == [2, 4]
+
+
 def test_tensorboard_goes_on_after_a_file_that_was_cut_off(tmp_path: Path):
     hear("tensorboard", tmp_path, STARTED, train(1), train(2), train(4))
     (path,) = (tmp_path / "tensorboard" / "taught" / KEY).iterdir()
@@ -206,6 +205,18 @@ def test_wandb_has_the_config_and_nothing_of_the_machine(tmp_path: Path):
     assert socket.gethostname().encode() not in held
     assert not list((tmp_path / "wandb").rglob("requirements.txt"))
     assert not list((tmp_path / "wandb").rglob("wandb-metadata.json"))
+
+
+def test_wandb_files_longer_than_a_block_are_read_whole_and_cut_files_up_to_there(tmp_path: Path):
+    hear("wandb", tmp_path, STARTED, *(train(at) for at in range(1, 200)))
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert path.stat().st_size > 2 * BLOCK
+    assert [row["_step"] for row in rows(path)] == list(range(1, 200))
+    cut = tmp_path / "cut.wandb"
+    cut.write_bytes(path.read_bytes()[: BLOCK + 100])
+    read = [row["_step"] for row in rows(cut)]
+    assert 10 < len(read) < 199
+    assert read == list(range(1, len(read) + 1))
 
 
 def test_wandb_says_nothing_and_marks_a_failed_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

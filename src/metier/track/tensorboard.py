@@ -10,7 +10,7 @@ from pathlib import Path
 from metier.core.errors import MissingExtra
 from metier.track.tracker import Tracker
 
-FLUSH_SECONDS = 5
+FLUSH_SECONDS = 1
 
 
 class TensorBoard(Tracker):

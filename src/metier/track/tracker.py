@@ -57,6 +57,7 @@ class Tracker(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end(failed=error is not None)
+        self.close()
 
     def hear(self, event: Event) -> None:
         """Plot what the event says, if it says anything."""
@@ -93,3 +94,6 @@ class Tracker(ABC):
     @abstractmethod
     def end(self, *, failed: bool) -> None:
         """The step is over, or stopped: let nothing be lost."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing beyond a step
+        """No step will follow."""

@@ -10,7 +10,8 @@ Costs half a second to a second for the import, and a helper process while the r
 
 import json
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from metier.core.errors import MissingExtra
 from metier.track.tracker import Tracker
 
 ENVIRONMENT = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
-PRIVATE = {
+SETTINGS = {
     "disable_git": True,
     "disable_code": True,
     "save_code": False,
@@ -28,10 +29,14 @@ PRIVATE = {
     "x_disable_meta": True,
     "x_disable_machine_info": True,
     "x_save_requirements": False,
+    "x_transaction_log_flush_interval": 1.0,  # seconds that a kill may cost; 15 left alone
     "host": "",
     "username": "",
     "email": "",
 }
+
+HEADER, PIECE, BLOCK = 7, 7, 32768
+"""Bytes of a `.wandb` file's header, of a piece's and of a block."""
 
 
 class WeightsAndBiases(Tracker):
@@ -56,7 +61,7 @@ class WeightsAndBiases(Tracker):
         place = self._folder / "wandb"
         place.mkdir(parents=True, exist_ok=True)  # wandb moves to a temporary folder where it finds none
         config = dict(self._configs[step])
-        self._marks = place / f"{key}.json"
+        last = last_steps(place, key)
         self._run = self._wandb.init(
             dir=str(self._folder),
             project=self._recipe,
@@ -67,20 +72,57 @@ class WeightsAndBiases(Tracker):
             mode="offline",
             resume="allow",
             reinit="create_new",
-            settings=self._wandb.Settings(**PRIVATE),
+            settings=self._wandb.Settings(**SETTINGS),
         )
-        if not self._marks.exists():
-            return {}
-        last: dict[str, int] = json.loads(self._marks.read_text(encoding="utf-8"))
         return last
 
     def write(self, values: Mapping[str, float], *, at: int, time: float) -> None:  # noqa: ARG002 - wandb keeps its own
-        """Log the values, then note how far each curve has come."""
+        """Log the values in the row of that step."""
         self._run.log(dict(values), step=at)
-        aside = self._marks.with_suffix(".aside")
-        aside.write_text(json.dumps(self._last), encoding="utf-8")
-        aside.replace(self._marks)
 
     def end(self, *, failed: bool) -> None:
         """Finish the W&B run."""
         self._run.finish(exit_code=int(failed))
+
+    def close(self) -> None:
+        """Wait for the helper process, which writes on after `finish` has returned, and end it."""
+        self._wandb.teardown()
+
+
+def last_steps(place: Path, key: str) -> dict[str, int]:
+    """The last optimizer step of each curve in what W&B runs of that id have left in `place`."""
+    last: dict[str, int] = {}
+    for path in place.glob(f"offline-run-*/run-{key}.wandb"):
+        for row in rows(path):
+            last |= {name: max(last.get(name, -1), int(row["_step"])) for name in row if not name.startswith("_")}
+    return last
+
+
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The logged rows of a `.wandb` file as plain values, wandb's own under names with an underscore in front."""
+    for record in records(path):
+        if record.HasField("history"):
+            yield {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a `.wandb` file, up to where it was cut off: 7 bytes of header, then LevelDB's log format.
+
+    Blocks of 32 KiB; a piece has a checksum (4 bytes), a size (2) and a type (1: whole, 2 to 4: first, middle, last).
+    A piece never crosses a block's end: what is left there is filled with zeros.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = path.read_bytes(), HEADER, b""
+    while at + PIECE <= len(data):
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        if kind == 0 or at % BLOCK > BLOCK - PIECE:
+            at += BLOCK - at % BLOCK
+            continue
+        if at + PIECE + size > len(data):
+            return
+        whole += data[at + PIECE : at + PIECE + size]
+        at += PIECE + size
+        if kind in (1, 4):
+            yield Record.FromString(whole)
+            whole = b""
