@@ -1,13 +1,16 @@
-"""The pages under docs/ say what the program does."""
+"""The pages under docs/ say what the program does. `python tests/test_docs.py` writes their tables of settings anew."""
 
+import json
 import re
 from pathlib import Path
 
-import pytest
+from pydantic_core import PydanticUndefined
 
-from metier.train.stage import Pretrain, Tune
+from metier.core.stage import Config
 from metier.track import TRACKERS
 from metier.track.tracker import TRAINING
+from metier.train.methods import Freeze, Lora
+from metier.train.stage import Pretrain, Training, Tune
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -22,3 +25,67 @@ def test_every_curve_and_tracker_is_in_the_page_on_tracking():
     assert set(rows("tracking.md")) == {*TRAINING, "dev_loss", "result/<metric>"}
     text = (DOCS / "tracking.md").read_text(encoding="utf-8")
     assert all(f"--track {name}" in text for name in TRACKERS)
+
+
+BEGIN, END = "<!-- settings -->\n", "<!-- end of settings -->\n"
+
+
+def settings() -> str:
+    """The tables of every setting that a training step has, from the stages themselves."""
+    parts = {
+        "`pretrain` and `tune`": (Training, ()),
+        "`pretrain` alone": (Pretrain, Training.model_fields),
+        "`tune` alone": (Tune, Training.model_fields),
+        "`method: {freeze: {...}}`": (Freeze, ()),
+        "`method: {lora: {...}}`": (Lora, ()),
+    }
+    return "\n".join(f"### {title}\n\n{table(stage, without)}" for title, (stage, without) in parts.items())
+
+
+def table(config: type[Config], without: object) -> str:
+    lines = ["| setting | left out | |", "|---|---|---|"]
+    for name, field in config.model_fields.items():
+        if name in without:  # type: ignore[operator]
+            continue
+        default = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]
+        shown = "required" if default is PydanticUndefined else f"`{json.dumps(default)}`"
+        text = " ".join((field.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `{name}` | {shown} | {text} |")
+    return "\n".join([*lines, ""])
+
+
+def with_settings(page: str) -> str:
+    head, rest = page.split(BEGIN)
+    return head + BEGIN + settings() + rest[rest.index(END) :]
+
+
+def test_the_page_on_training_has_every_setting_as_it_is():
+    page = (DOCS / "training.md").read_text(encoding="utf-8")
+    assert page == with_settings(page), "run `python tests/test_docs.py`"
+    assert set(rows("training.md")) == {
+        *Pretrain.model_fields,
+        *Tune.model_fields,
+        *Freeze.model_fields,
+        *Lora.model_fields,
+    }
+
+
+def test_what_the_page_on_training_says_of_learning_rates_holds():
+    common = {"model": "m", "documents": "d"}
+    rates = [Pretrain(**common, method=m).peak_rate for m in ("full", {"freeze": {"blocks": 1}}, {"lora": {}})]
+    page = (DOCS / "training.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith("| peak learning rate")]
+    assert [float(cell) for cell in row.strip("|").split("|")[1:]] == rates
+
+
+def test_every_field_in_backticks_before_a_colon_is_one():
+    page = (DOCS / "training.md").read_text(encoding="utf-8").split(BEGIN)[0]
+    named = set(re.findall(r"`([a-z_]+): ", page)) - {"method"}
+    fields = {*Pretrain.model_fields, *Tune.model_fields, *Freeze.model_fields, *Lora.model_fields}
+    assert named
+    assert named <= fields
+
+
+if __name__ == "__main__":
+    path = DOCS / "training.md"
+    path.write_text(with_settings(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")

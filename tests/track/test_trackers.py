@@ -303,7 +303,7 @@ def test_a_real_training_that_is_stopped_and_goes_on(tmp_path: Path):
     assert [e["at"] for e in trained] == [1, 2, 3, 4, 5]
     for name in NAMES:
         found = curves(name, tmp_path / "out")
-        for curve in ("loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "rss_bytes"):
+        for curve in ("loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "utilisation", "rss_bytes"):
             expected = [(e["at"], pytest.approx(e[curve], rel=1e-6)) for e in trained]
             assert found[curve] == expected, curve
         assert [at for at, _ in found["dev_loss"]] == [0, 5]
