@@ -16,7 +16,8 @@ ENVIRONMENTS = ROOT / "build/peers"
 class Contender:
     """name: in the table. run: the script, `run_<run>.py`. environment: whose virtual environment (None: this one).
     examples: what one of its optimizer steps reads, where that is fewer than the case's: the slow ones would take
-    most of the time, and a step of more examples is for them only more micro-batches of the same size.
+    most of the time, and a step of more examples is for them only more micro-batches of the same size. method: where
+    it is another than the case's.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Contender:
     environment: str | None
     settings: dict[str, Any] = field(default_factory=dict)
     examples: int | None = None
+    method: Any = None
 
     @property
     def python(self) -> str:
