@@ -32,7 +32,7 @@ demo: setup
 bench: setup bench-training
 	$(BIN)/python -m benchmarks.main_job
 
-# Training speed beside other tools: their environments (5 GB), then about an hour on two quiet cores.
+# Training speed beside other tools: their environments (5 GB), then the rounds, on a quiet machine.
 bench-training: setup
 	$(BIN)/python -m benchmarks.peers.install
 	$(BIN)/python -m benchmarks.training
