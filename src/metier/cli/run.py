@@ -37,8 +37,9 @@ def run_recipe(
     trackers = open_trackers(track, folder=out / recipe.name, recipe=recipe.name, configs=configs)
     with ExitStack() as stack:
         stop = stack.enter_context(StopFlag())
-        listeners = [stack.enter_context(listener).hear for listener in (make_display(mode), *trackers)]
-        result = run(recipe, Store(store), listeners=listeners, stop=stop, only=only)
+        display = stack.enter_context(make_display(mode))
+        hearing = [stack.enter_context(tracker).hear for tracker in trackers]
+        result = run(recipe, Store(store), listeners=[display.hear, *hearing], stop=stop, only=only)
     if mode == "auto":
         for tracker in trackers:
             if tracker.used:
