@@ -7,7 +7,7 @@
                                 the real tokenizer
 
 A row is {"input_ids": [...], "prompt_length": n}: the first n tokens are no targets. Made once; nothing here is a
-measurement. Reads ../shared, which must be there. Costs 3.3 GB of disk, and in memory a block or the embeddings at a time.
+measurement. Reads ../shared, which must be there. Costs 3.3 GB of disk and, in memory, a block at a time.
 """
 
 import json
