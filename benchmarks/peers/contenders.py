@@ -1,6 +1,7 @@
 """Who takes part in `benchmarks.training`, and each with which settings.
 
-Every peer runs at its defaults (with 6 layers only) and at the fastest configuration that was found by trying.
+Every peer runs at its defaults (with 6 layers only) and at the fastest configurations that were found by trying
+(`tries.md`, on a busy machine: provisional).
 """
 
 import sys
