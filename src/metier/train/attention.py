@@ -113,7 +113,9 @@ def textbook(q: Tensor, k: Tensor, v: Tensor, future: Tensor, scale: float, drop
 
 
 class _Textbook(torch.autograd.Function):
-    """q (S, H, L, D), k and v (S, G, K, D) to (S, H, L, D)."""
+    """q (S, H, L, D), k and v (S, G, K, D) to (S, H, L, D). Backward makes the scores again: they would be most of a
+    block's memory, and cost a thirtieth of its time.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, future: Tensor, scale: float, dropout: float) -> Tensor:
@@ -121,29 +123,36 @@ class _Textbook(torch.autograd.Function):
         g, many = k.shape[1], k.shape[2]
         queries = q.reshape(s * g, (h // g) * length, d) * scale
         keys, values = k.reshape(s * g, many, d), v.reshape(s * g, many, d)
-        scores = torch.bmm(queries, keys.transpose(1, 2))
-        scores.view(s, g, h // g, length, many).masked_fill_(future, float("-inf"))
-        weights = torch.softmax(scores, -1)
-        kept = (torch.rand_like(weights, dtype=torch.float32) >= dropout) if dropout else None
-        used = weights if kept is None else weights * kept / (1 - dropout)
-        ctx.save_for_backward(queries, keys, values, weights, kept)
         ctx.scale, ctx.dropout, ctx.shapes = scale, dropout, (q.shape, k.shape)
-        return torch.bmm(used, values).view(s, h, length, d)
+        weights = _weights(queries, keys, future, ctx.shapes)
+        kept = (torch.rand_like(weights, dtype=torch.float32) >= dropout) if dropout else None
+        ctx.save_for_backward(queries, keys, values, future, kept)
+        return torch.bmm(_dropped(weights, kept, dropout), values).view(s, h, length, d)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        queries, keys, values, weights, kept = ctx.saved_tensors
+        queries, keys, values, future, kept = ctx.saved_tensors
         out = grads[0].reshape(queries.shape)
-        used = weights if kept is None else weights * kept / (1 - ctx.dropout)
-        d_values = torch.bmm(used.transpose(1, 2), out)
-        d_weights = torch.bmm(out, values.transpose(1, 2))
-        if kept is not None:
-            d_weights = d_weights * kept / (1 - ctx.dropout)
+        weights = _weights(queries, keys, future, ctx.shapes)
+        d_values = torch.bmm(_dropped(weights, kept, ctx.dropout).transpose(1, 2), out)
+        d_weights = _dropped(torch.bmm(out, values.transpose(1, 2)), kept, ctx.dropout)
         d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
         d_keys = torch.bmm(d_scores.transpose(1, 2), queries)
         d_queries = torch.bmm(d_scores, keys).mul_(ctx.scale)
         of_queries, of_keys = ctx.shapes
         return d_queries.view(of_queries), d_keys.view(of_keys), d_values.view(of_keys), None, None, None
+
+
+def _weights(queries: Tensor, keys: Tensor, future: Tensor, shapes: tuple[torch.Size, torch.Size]) -> Tensor:
+    """The softmax of the scores: (S x G, H / G x L, K)."""
+    (s, h, length, _), (_, g, many, _) = shapes
+    scores = torch.bmm(queries, keys.transpose(1, 2))
+    scores.view(s, g, h // g, length, many).masked_fill_(future, float("-inf"))
+    return torch.softmax(scores, -1)
+
+
+def _dropped(x: Tensor, kept: Tensor | None, share: float) -> Tensor:
+    return x if kept is None else x * kept / (1 - share)
 
 
 class _Gather(torch.autograd.Function):

@@ -78,10 +78,10 @@ class HeadLoss(torch.autograd.Function):
 
 
 def _to_gradient(scores: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float, *, needed: bool) -> Tensor:
-    """The loss of scores (T, V), which become its gradient where one is needed. Eight rows at a time on a CPU."""
+    """The loss of scores (T, V), which become its gradient where one is needed. A few rows at a time on a CPU."""
     total = torch.zeros((), dtype=torch.float32, device=scores.device)
     vocabulary = scores.shape[1]
-    for part in parts(scores, rows=8):
+    for part in parts(scores):
         logs = torch.log_softmax(scores[part].float(), -1)
         t = targets[part, None]
         w = None if weights is None else weights[part]

@@ -27,7 +27,7 @@ def quantized(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]
         h = x[part].float()
         if columns is not None:
             h = h * columns
-        scale = torch.linalg.vector_norm(h, float("inf"), dim=-1, keepdim=True).clamp_(min=1e-30).div_(127)
+        scale = h.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(127)
         scales[part] = scale
         out[part] = h.mul_(scale.reciprocal()).round_()
     return out, scales
@@ -49,10 +49,14 @@ class Int8Weight:
         self.parameter = parameter
         self.scale = scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def prepared(self, x: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
+        """x rounded, its scales, and its type."""
+        return *quantized(x), x.dtype
+
+    def forward(self, prepared: tuple[Tensor, Tensor, torch.dtype]) -> Tensor:
         """x (N, in) times its transpose: (N, out)."""
-        rounded, rows = quantized(x)
-        return scaled(torch._int_mm(rounded, self.parameter.t()), rows, self.scale, x.dtype)
+        rounded, rows, dtype = prepared
+        return scaled(torch._int_mm(rounded, self.parameter.t()), rows, self.scale, dtype)
 
     def backward(self, dy: Tensor, into: Tensor | None) -> Tensor:
         """dy (N, out) times it: (N, in)."""

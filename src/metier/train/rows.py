@@ -20,8 +20,9 @@ from metier.train.batches import Ids, Piece
 
 BUCKET_WASTE = 0.25
 """A bucket ends where the next sequence is that share shorter than the bucket's longest."""
-WHOLE = 128
-"""Rows are filled up to a multiple of it: to prepare for a new shape costs a CPU's matrix kernels a fifth of a step."""
+FILLED = 16
+"""Rows are filled up to a multiple of the power of two that is at most this part of them: preparing for a new shape costs
+a CPU's matrix kernels up to a fifth of a step."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -98,7 +99,7 @@ class Row:
 
 
 def pack(pieces: Sequence[Piece], prefix: Ids | None = None) -> Row:
-    """Lay pieces end to end; behind them a filler without targets makes the row a multiple of WHOLE tokens.
+    """Lay pieces end to end, and behind them a filler without targets, so that rows come in few lengths.
 
     prefix: what opens many pieces; laid once where at least two of these have it.
     """
@@ -107,7 +108,8 @@ def pack(pieces: Sequence[Piece], prefix: Ids | None = None) -> Row:
     skip = [shared if opened else 0 for opened in opens]
     lengths = [shared] if shared else []
     lengths += [len(piece) - cut for piece, cut in zip(pieces, skip, strict=True)]
-    filler = -sum(lengths) % WHOLE
+    total = sum(lengths)
+    filler = -total % (1 << max(total // FILLED, 1).bit_length() - 1)
     starts = np.concatenate([[0], np.cumsum([*lengths, *([filler] if filler else [])])]).astype(np.int64)
     ids = np.zeros(starts[-1], np.int64)
     positions = np.arange(starts[-1])

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from metier.train.attention import attend
 from metier.train.fast.linear import Group
-from metier.train.fast.ops import dropout
+from metier.train.fast.ops import Apply, Gelu, Identity, LayerNorm, dropout
 from metier.train.rows import Row
 
 if TYPE_CHECKING:
@@ -46,7 +45,9 @@ class Body:
 
     def finish(self, x: Tensor) -> Tensor:
         """The last norm."""
-        return _norm(self._inner.ln_f, x, self._dtype)
+        norm = self._inner.ln_f
+        out: Tensor = Apply.apply(LayerNorm(norm.eps, self._dtype), x, norm.weight, norm.bias)  # type: ignore[no-untyped-call]
+        return out
 
 
 class Block:
@@ -54,16 +55,15 @@ class Block:
 
     def __init__(self, block: Any, dtype: torch.dtype, fallback: Fallback):
         self.module: nn.Module = block
-        self._dtype = dtype
-        self._qkv = Group([block.attn.c_attn], fallback)
-        self._o = Group([block.attn.c_proj], fallback)
-        self._in = Group([block.mlp.c_fc], fallback)
-        self._out = Group([block.mlp.c_proj], fallback)
+        self._qkv = Group(LayerNorm(block.ln_1.eps, dtype), [block.attn.c_attn], fallback)
+        self._o = Group(Identity(), [block.attn.c_proj], fallback)
+        self._in = Group(LayerNorm(block.ln_2.eps, dtype), [block.mlp.c_fc], fallback)
+        self._out = Group(Gelu(), [block.mlp.c_proj], fallback)
 
     def __call__(self, x: Tensor, row: Row, context: tuple[()], only_sources: bool = False) -> Tensor:  # noqa: ARG002
         """x (N, hidden) to (N, hidden), or with `only_sources` to (T, hidden), keys and values still from all."""
         attention, block = self.module.attn, self.module
-        (projected,) = self._qkv(_norm(block.ln_1, x, self._dtype))
+        (projected,) = self._qkv(x, block.ln_1.weight, block.ln_1.bias)
         q, k, v = (part.unflatten(1, (attention.num_heads, attention.head_dim)) for part in projected.chunk(3, dim=1))
         if only_sources:
             q, x = q.index_select(0, row.sources), x.index_select(0, row.sources)
@@ -71,10 +71,5 @@ class Block:
         seen = attend(q, k, v, row, scale=attention.scaling, dropout=drop, only_sources=only_sources)
         residual = attention.resid_dropout.p if attention.training else 0.0
         x = x + dropout(self._o(seen)[0], residual)
-        (inner,) = self._in(_norm(block.ln_2, x, self._dtype))
-        return x + dropout(self._out(F.gelu(inner, approximate="tanh"))[0], residual)
-
-
-def _norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-    weight, bias = module.weight.to(x.dtype), module.bias.to(x.dtype)
-    return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps).to(dtype)
+        (inner,) = self._in(x, block.ln_2.weight, block.ln_2.bias)
+        return x + dropout(self._out(inner)[0], residual)

@@ -1,7 +1,7 @@
 """Linear layers with a frozen weight and a low-rank adapter: one autograd step for all that read the same input.
 
-y_i = x W_i^T + b_i + s_i (drop(x) A_i^T) B_i^T, the formula of LoRA (arXiv 2106.09685) as PEFT computes it. Only x and the
-thin products are kept. W may be of any storage (`Weight`): a parameter in another type is cast as it is used. What has no
+y_i = x W_i^T + b_i + s_i (drop(x) A_i^T) B_i^T, the formula of LoRA (arXiv 2106.09685) as PEFT computes it, but that layers
+with one input share its dropout. Only what x comes from and the thin products are kept; what stands before the layers (a norm, an activation) is done again in backward. W may be of any storage (`Weight`): a parameter in another type is cast as it is used. What has no
 plain formula here (DoRA, bitsandbytes) goes through its own module.
 """
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from metier.train.fast.ops import Apply, Before
 from metier.train.int8 import Int8Linear
 
 
@@ -22,7 +23,10 @@ class Weight(Protocol):
     parameter: Tensor
     """What may be trained; the others are frozen."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def prepared(self, x: Tensor) -> Any:
+        """What `forward` takes for x (N, in): the same for all weights of its kind."""
+
+    def forward(self, prepared: Any) -> Tensor:
         """x (N, in) times its transpose: (N, out)."""
 
     def backward(self, dy: Tensor, into: Tensor | None) -> Tensor:
@@ -41,9 +45,13 @@ class Dense:
         cast = self.parameter.detach().to(dtype)
         return cast.t() if self.turned else cast
 
-    def forward(self, x: Tensor) -> Tensor:
+    def prepared(self, x: Tensor) -> Tensor:
+        """x."""
+        return x
+
+    def forward(self, prepared: Tensor) -> Tensor:
         """x (N, in) times its transpose: (N, out)."""
-        return F.linear(x, self.in_type(x.dtype))
+        return F.linear(prepared, self.in_type(prepared.dtype))
 
     def backward(self, dy: Tensor, into: Tensor | None) -> Tensor:
         """dy (N, out) times it: (N, in)."""
@@ -98,22 +106,29 @@ def resolve(module: nn.Module) -> Linear | None:
 
 
 class Group:
-    """Layers that read the same input. Those without a formula here go through `fallback(module, x)`."""
+    """Layers that read the same input, and what makes that input of the block's state.
 
-    def __init__(self, modules: Sequence[nn.Module], fallback: Callable[[nn.Module, Tensor], Tensor]):
+    Those without a formula here go through `fallback(module, x)`.
+    """
+
+    def __init__(self, before: Before, modules: Sequence[nn.Module], fallback: Callable[[nn.Module, Tensor], Tensor]):
         found = [resolve(module) for module in modules]
         self.linears = tuple(linear for linear in found if linear is not None)
         self.whole = len(self.linears) == len(found)
+        self._before = before
         self._modules = modules
         self._fallback = fallback
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x (N, in) through each layer: (N, out) of each."""
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The inputs of `before` through it and then through each layer: (N, out) of each."""
         if not self.whole:
+            x: Tensor = Apply.apply(self._before, *inputs)  # type: ignore[no-untyped-call]
             return tuple(self._fallback(module, x) for module in self._modules)
         training = self._modules[0].training
         flat = [t for linear in self.linears for t in _tensors(linear)]
-        outs: tuple[Tensor, ...] = _Project.apply(x, self.linears, training, *flat)  # type: ignore[no-untyped-call]
+        outs: tuple[Tensor, ...] = _Project.apply(  # type: ignore[no-untyped-call]
+            self._before, self.linears, training, len(inputs), *inputs, *flat
+        )
         return outs
 
 
@@ -130,13 +145,21 @@ def _tensors(linear: Linear) -> tuple[Tensor | None, ...]:
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, linears: tuple[Linear, ...], training: bool, *flat: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, before: Before, linears: tuple[Linear, ...], training: bool, count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        inputs = tensors[:count]
+        x = before.forward(*inputs)
         outs, thins = [], []
         share = max((linear.adapter.dropout for linear in linears if linear.adapter), default=0.0) if training else 0.0
         kept = torch.rand(x.shape, device=x.device) >= share if share else None
         dropped = x if kept is None else x * kept / (1 - share)
+        prepared: dict[type, Any] = {}
         for linear in linears:
-            y = linear.weight.forward(x)
+            kind = type(linear.weight)
+            if kind not in prepared:
+                prepared[kind] = linear.weight.prepared(x)
+            y = linear.weight.forward(prepared[kind])
             if linear.bias is not None:
                 y += linear.bias
             if linear.adapter is not None:
@@ -144,22 +167,25 @@ class _Project(torch.autograd.Function):
                 y.addmm_(thin, linear.adapter.b.to(x.dtype).t(), alpha=linear.adapter.scale)
                 thins.append(thin)
             outs.append(y)
-        ctx.linears, ctx.share = linears, share
-        ctx.save_for_backward(x, kept, *thins)
+        ctx.before, ctx.linears, ctx.share, ctx.count = before, linears, share, count
+        ctx.save_for_backward(*inputs, kept, *thins)
         return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        x, kept, *thins = ctx.saved_tensors
+        count: int = ctx.count
+        inputs, (kept, *thins) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        x = ctx.before.forward(*inputs)
         share: float = ctx.share
         dropped = x if kept is None else x * kept / (1 - share)
-        wants_x: bool = ctx.needs_input_grad[0]
+        wanted = ctx.needs_input_grad[4:]
+        wants_x = any(wanted[:count])
         dx: Tensor | None = None
         through: Tensor | None = None  # what comes through the dropout
         found: list[Tensor | None] = []
         thin_of = iter(thins)
         for index, (linear, dy) in enumerate(zip(ctx.linears, grads, strict=True)):
-            wants_weight, wants_bias = ctx.needs_input_grad[3 + 4 * index : 5 + 4 * index]
+            wants_weight, wants_bias = wanted[count + 4 * index : count + 4 * index + 2]
             found.append(_weight_grad(linear.weight, dy, x) if wants_weight else None)
             found.append(dy.sum(0, dtype=torch.float32).to(linear.bias.dtype) if wants_bias else None)
             if wants_x:
@@ -179,7 +205,8 @@ class _Project(torch.autograd.Function):
                     through = d_thin @ a if through is None else through.addmm_(d_thin, a)
         if through is not None and dx is not None:
             dx += through * kept / (1 - share)
-        return dx, None, None, *found
+        of_inputs = ctx.before.backward(dx, *inputs) if dx is not None else (None,) * count
+        return None, None, None, None, *of_inputs, *found
 
 
 def _weight_grad(weight: Weight, dy: Tensor, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metier.train.attention import attend
 from metier.train.fast.linear import Group
-from metier.train.fast.ops import RmsNorm, Rotate, SwiGlu
+from metier.train.fast.ops import Apply, Identity, RmsNorm, Rotate, SwiGlu
 from metier.train.rows import Row
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ class Body:
 
     def finish(self, x: Tensor) -> Tensor:
         """The last norm."""
-        return _norm(self._inner.norm, x, self._dtype)
+        norm = self._inner.norm
+        out: Tensor = Apply.apply(RmsNorm(norm.variance_epsilon, self._dtype), x, norm.weight)  # type: ignore[no-untyped-call]
+        return out
 
 
 class Block:
@@ -56,27 +58,28 @@ class Block:
     def __init__(self, layer: Any, dtype: torch.dtype, fallback: Fallback):
         attention, mlp = layer.self_attn, layer.mlp
         self.module: nn.Module = layer
-        self._dtype = dtype
         self._attention = attention
-        self._q = Group([attention.q_proj], fallback)
-        self._qkv = Group([attention.q_proj, attention.k_proj, attention.v_proj], fallback)
-        self._kv = Group([attention.k_proj, attention.v_proj], fallback)
-        self._o = Group([attention.o_proj], fallback)
-        self._in = Group([mlp.gate_proj, mlp.up_proj], fallback)
-        self._out = Group([mlp.down_proj], fallback)
+        first = RmsNorm(layer.input_layernorm.variance_epsilon, dtype)
+        second = RmsNorm(layer.post_attention_layernorm.variance_epsilon, dtype)
+        self._q = Group(first, [attention.q_proj], fallback)
+        self._kv = Group(first, [attention.k_proj, attention.v_proj], fallback)
+        self._qkv = Group(first, [attention.q_proj, attention.k_proj, attention.v_proj], fallback)
+        self._o = Group(Identity(), [attention.o_proj], fallback)
+        self._in = Group(second, [mlp.gate_proj, mlp.up_proj], fallback)
+        self._out = Group(SwiGlu(), [mlp.down_proj], fallback)
 
     def __call__(self, x: Tensor, row: Row, context: tuple[Tensor, Tensor], only_sources: bool = False) -> Tensor:
         """x (N, hidden) to (N, hidden), or with `only_sources` to (T, hidden), keys and values still from all."""
         cos, sin = context
         attention, width = self._attention, self._attention.head_dim
-        normed = _norm(self.module.input_layernorm, x, self._dtype)
+        weight = self.module.input_layernorm.weight
         if only_sources:
-            k, v = self._kv(normed)
-            (q,) = self._q(normed.index_select(0, row.sources))
+            k, v = self._kv(x, weight)
             x = x.index_select(0, row.sources)
+            (q,) = self._q(x, weight)
             q_cos, q_sin = cos.index_select(0, row.sources), sin.index_select(0, row.sources)
         else:
-            q, k, v = self._qkv(normed)
+            q, k, v = self._qkv(x, weight)
             q_cos, q_sin = cos, sin
         q = Rotate.apply(q.view(len(q), -1, width), q_cos, q_sin)  # type: ignore[no-untyped-call]
         k = Rotate.apply(k.view(len(k), -1, width), cos, sin)  # type: ignore[no-untyped-call]
@@ -85,10 +88,5 @@ class Block:
             q, k, v.view(len(v), -1, width), row, scale=attention.scaling, dropout=drop, only_sources=only_sources
         )
         x = x + self._o(seen)[0]
-        gate, up = self._in(_norm(self.module.post_attention_layernorm, x, self._dtype))
-        return x + self._out(SwiGlu.apply(gate, up))[0]  # type: ignore[no-untyped-call]
-
-
-def _norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-    out: Tensor = RmsNorm.apply(x, module.weight, module.variance_epsilon, dtype)  # type: ignore[no-untyped-call]
-    return out
+        gate, up = self._in(x, self.module.post_attention_layernorm.weight)
+        return x + self._out(gate, up)[0]
