@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from metier.train.checkpoint import Checkpoints
 from metier.train.forward import Forward
 from metier.train.loop import Course, State, Watch, fit
 from metier.train.optimizers import is_hidden_matrix
-from metier.train.precision import choose
+from metier.train.precision import Precision, choose
 
 HERE = Path(__file__).parent
 
@@ -153,6 +154,23 @@ def test_muon_goes_on_to_the_same_bits(tmp_path: Path):
     assert fingerprint(again) == fingerprint(whole)
 
 
+def test_eight_bit_adamw_goes_on_to_the_same_bits_and_lands_near_adamw(tmp_path: Path):
+    def model() -> Any:
+        return fakes.tiny("llama-untied")
+
+    whole, cut, again, plain = model(), model(), model(), model()
+    expected = run(whole, tmp_path / "whole", optimizer="adamw8bit", keep_best=True)
+    with pytest.raises(Interrupted):
+        run(cut, tmp_path / "cut", optimizer="adamw8bit", keep_best=True, check_stop=StopAt(7))
+    tensors, _ = Checkpoints(tmp_path / "cut").load()
+    assert tensors["optimizer/state1/lm_head.weight"].dtype == torch.uint8  # 8,480 numbers
+    assert tensors["optimizer/state1/model.norm.weight"].dtype == torch.float32
+    assert run(again, tmp_path / "cut", optimizer="adamw8bit", keep_best=True).log == expected.log
+    assert fingerprint(again) == fingerprint(whole)
+    known = run(plain, tmp_path / "plain")
+    assert expected.dev_losses[-1] == pytest.approx(known.dev_losses[-1], rel=0.1)
+
+
 def test_muon_takes_only_the_matrices_inside_the_blocks():
     named = dict(fakes.tiny("llama-untied").named_parameters())
     hidden = {name for name, p in named.items() if is_hidden_matrix(name, p)}
@@ -174,6 +192,102 @@ def test_keep_best_restores_the_lowest_dev_loss(tmp_path: Path):
     state = run(model, tmp_path, learning_rate=3.0, max_steps=4, every=1, keep_best=True)
     assert state.best_step == 0
     assert fingerprint(model) == before
+
+
+def test_patience_stops_and_keeps_the_best(tmp_path: Path):
+    """The rate destroys the model, so no dev loss is below the first."""
+    events = Events("t", tmp_path / "events.jsonl")
+    model = fakes.tiny("llama")
+    before = fingerprint(model)
+    changes = {"learning_rate": 3.0, "every": 1, "keep_best": True, "patience": 2, "log_every": 100}
+    state = run(model, tmp_path / "run", **changes, events=events)
+    assert state.step == 2
+    assert len(state.dev_losses) == 3
+    assert fingerprint(model) == before
+    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert "stopped after step 2 of" in next(e["text"] for e in told if e["event"] == "note")
+    assert [e["at"] for e in told if e["event"] == "train"] == [1, 2]
+
+
+def test_patience_counts_on_after_a_stop(tmp_path: Path):
+    changes = {"learning_rate": 3.0, "every": 2, "keep_best": True, "patience": 2}
+    expected = run(fakes.tiny("llama"), tmp_path / "whole", **changes)
+    with pytest.raises(Interrupted):
+        run(fakes.tiny("llama"), tmp_path / "cut", **changes, check_stop=StopAt(6))
+    found = run(fakes.tiny("llama"), tmp_path / "cut", **changes)
+    assert found.log == expected.log
+    assert found.step == expected.step == 4
+
+
+class Overflowing(Forward):
+    """Gradients as fp16 has them where the loss is scaled by more than `most`: too large to be numbers."""
+
+    most = 2.0**14
+    scales: list[float]
+
+    def backward(self, micro: Any, *, scale: Any) -> torch.Tensor:
+        loss = super().backward(micro, scale=scale)
+        self.scales.append(scale)
+        if scale * sum(piece.weight for piece in micro) > self.most:
+            next(p for p in self.model.parameters() if p.grad is not None).grad.fill_(float("inf"))
+        return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(Precision):
+    """Losses are scaled, products stay float32."""
+
+    @property
+    def scaler(self) -> bool:
+        return True
+
+
+def test_overflowing_gradients_halve_the_scale_and_lose_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("metier.train.loop.GROWTH", 3)
+    plain, scaled = fakes.tiny("llama"), fakes.tiny("llama")
+    settings: dict[str, Any] = {"max_steps": 5, "batches": {"accumulation": 1}}
+    expected = run(plain, tmp_path / "plain", **settings)
+    Overflowing.scales = []
+    monkeypatch.setitem(globals(), "Forward", Overflowing)
+    found = run(scaled, tmp_path / "scaled", **settings, precision=Scaled("fp32", "a test"))
+    # 2^16 and 2^15 overflow; 2^14 holds three steps, doubles, is too much again
+    assert len(Overflowing.scales) == 5 + 3
+    assert found.scale == 2.0**14
+    assert found.losses == pytest.approx(expected.losses, rel=1e-4)
+
+
+def test_a_gradient_that_no_scale_saves_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Overflowing.scales = []
+    monkeypatch.setattr(Overflowing, "most", 0.0)
+    monkeypatch.setitem(globals(), "Forward", Overflowing)
+    with pytest.raises(TrainingError, match="gradient is not finite at step 1"):
+        run(fakes.tiny("llama"), tmp_path, precision=Scaled("fp32", "a test"), batches={"accumulation": 1})
+    assert len(Overflowing.scales) == 17  # 2^16 down to 1
+
+
+def test_events_tell_what_was_measured(tmp_path: Path):
+    events = Events("t", tmp_path / "events.jsonl")
+    state = run(fakes.tiny("llama"), tmp_path / "run", max_steps=5, log_every=2, events=events)
+    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    rows = [e for e in told if e["event"] == "train"]
+    assert [row["at"] for row in rows] == [1, 2, 4, 5]
+    assert {"total", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "rss_bytes"} <= set(
+        rows[0]
+    )
+    assert all(0 < row["utilisation"] < 1 for row in rows)
+    assert [row["step"] for row in state.measured] == [1, 2, 4, 5]
+    assert {"seconds", "tokens_per_second", "utilisation", "rss_bytes", "step"} == set(state.measured[0])
+    assert [e["dev_loss"] for e in told if e["event"] == "dev"] == state.dev_losses
+
+
+def test_micro_tokens_change_no_step(tmp_path: Path):
+    runs = []
+    for index, micro_tokens in enumerate([None, 64, 1]):
+        model = fakes.tiny("llama")
+        run(model, tmp_path / str(index), max_steps=3, batches={"micro_tokens": micro_tokens})
+        runs.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert (runs[0] - runs[1]).abs().mean() < 1e-5
+    assert (runs[0] - runs[2]).abs().mean() < 1e-5
 
 
 def test_frozen_weights_stay(tmp_path: Path):
@@ -206,7 +320,12 @@ def test_every_setting_reaches_the_result(tmp_path: Path):
         {},
         {"optimizer": "muon"},
         {"learning_rate": 5e-3},
+        {"optimizer": "adamw8bit"},
         {"schedule": "linear"},
+        {"schedule": "wsd"},
+        {"schedule": "wsd", "decay": 0.3},
+        {"label_smoothing": 0.1},
+        {"neftune": 5.0},
         {"warmup": 0.6},
         {"min_learning_rate": 0.9},
         {"weight_decay": 0.5},

@@ -25,10 +25,17 @@ def test_linear_and_constant():
     assert rates(4, shape="constant", warmup=0.5) == [0.5, 1.0, 1.0, 1.0]
 
 
+def test_wsd_stays_at_the_peak_and_falls_at_the_end():
+    assert rates(10, shape="wsd", warmup=0.2, floor=0.0, decay=0.4) == [0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0.0]
+    assert rates(20, shape="wsd", warmup=0.0, floor=0.1) == pytest.approx([1.0] * 18 + [0.55, 0.1])
+    assert rates(4, shape="wsd", warmup=0.5, floor=0.2, decay=1.0) == pytest.approx([0.5, 1.0, 0.6, 0.2])
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant", "wsd"])
 @pytest.mark.parametrize("total", [1, 2, 3])
 @pytest.mark.parametrize("warmup", [0.0, 0.01, 0.9])
-def test_short_runs_never_train_at_zero(total: int, warmup: float):
-    assert all(0.1 <= rate <= 1 for rate in rates(total, warmup=warmup))
+def test_short_runs_never_train_at_zero(shape: str, total: int, warmup: float):
+    assert all(0.1 <= rate <= 1 for rate in rates(total, shape=shape, warmup=warmup))
 
 
 def test_only_matrices_decay():

@@ -30,7 +30,7 @@ class LoraSettings:
     r: rank. alpha: the update is scaled by alpha / r. dropout: on the adapter's input while training. targets: names of
     linear layers, or parts of them (`q_proj`, `self_attn.q_proj`, `layers.0.self_attn.q_proj`), or all but the output
     head. rslora: scale by alpha / sqrt(r). dora: train directions and norms apart. rank_pattern: other ranks for the
-    layers whose name, or its end from a dot on, a regular expression matches whole; the first that matches counts.
+    layers whose name, or its end from a dot on, a regular expression matches whole; at most one may match.
     """
 
     r: int = 16

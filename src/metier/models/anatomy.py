@@ -57,7 +57,7 @@ def check_targets(
 
     targets: names of linear layers or parts of them (`q_proj`, `self_attn.q_proj`, `layers.0.self_attn.q_proj`).
     rank_pattern: regular expressions that a layer's name, or its end from a dot on, matches whole, each with a rank;
-    the first that matches counts. where: the settings' place in the recipe, for the message.
+    at most one may match a layer. where: the settings' place in the recipe, for the message.
 
     Raises ModelError for a target or pattern that matches no layer, for a rank above the smaller side of one, and for a
     tied output head, whose adapter could not be merged.
@@ -117,7 +117,7 @@ def matching(names: Iterable[str], patterns: Iterable[str], *, where: str) -> se
 def _ranks(hit: Iterable[str], r: int, rank_pattern: Mapping[str, int], where: str) -> dict[str, tuple[int, str]]:
     """The rank of each layer and the setting that gives it."""
     ranks = dict.fromkeys(hit, (r, f"{where}.r"))
-    for pattern, rank in reversed(rank_pattern.items()):
+    for pattern, rank in rank_pattern.items():
         matched = [name for name in ranks if re.match(rf"(.*\.)?({pattern})$", name)]  # PEFT's own rule
         if not matched:
             raise ModelError(
@@ -125,6 +125,14 @@ def _ranks(hit: Iterable[str], r: int, rank_pattern: Mapping[str, int], where: s
                 where=f"{where}.rank_pattern",
                 value=pattern,
                 cure=_near(pattern, ranks),
+            )
+        again = next((name for name in matched if ranks[name][1] != f"{where}.r"), None)
+        if again is not None:
+            raise ModelError(
+                f"two patterns match the layer {again}",
+                where=f"{where}.rank_pattern",
+                value=pattern,
+                cure="write them so that each layer matches one at most",
             )
         ranks |= dict.fromkeys(matched, (rank, f"{where}.rank_pattern"))
     return ranks

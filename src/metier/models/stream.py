@@ -68,7 +68,8 @@ def load_converted(
                 del layer
                 _give_back()
     model.tie_weights()
-    report["missing_keys"] = {name for name, p in model.named_parameters() if p.is_meta}
+    if not report["mismatched_keys"]:
+        report["missing_keys"] = {name for name, p in model.named_parameters() if p.is_meta}
     check_report(folder, report)
     return model.to(device).eval()
 

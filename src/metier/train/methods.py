@@ -64,7 +64,7 @@ class Lora(Config):
     """Train directions and norms apart (arXiv 2402.09353): slower, sometimes better at low rank."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Other ranks for some layers: regular expressions, each with its rank, that match the end of a layer's name from a
-    dot on (`down_proj: 64`, `layers\\.0\\.mlp\\..*: 8`). The first that matches counts; the rest has rank r."""
+    dot on (`down_proj: 64`, `layers\\.0\\.mlp\\..*: 8`). At most one may match a layer; the rest has rank r."""
 
     @field_validator("rank_pattern")
     @classmethod
