@@ -81,7 +81,8 @@ def measure() -> Speeds:
     """Multiply in every type that training may use on the best device, in turns: the best of each counts."""
     import torch
 
-    from metier.train.precision import WORTH_WIDTH, best_device, choose, measured_peak
+    from metier.train.precision import best_device, choose, measured_peak
+    from metier.train.sizes import SHORT_TYPES_FROM
 
     device = best_device()
     types = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
@@ -89,7 +90,7 @@ def measure() -> Speeds:
         types["fp16"] = torch.float16
     rounds = [{name: measured_peak(device, dtype) for name, dtype in types.items()} for _ in range(ROUNDS)]
     peaks = {name: max(found[name] for found in rounds) for name in types}
-    choice = choose("auto", width=WORTH_WIDTH, device=device)
+    choice = choose("auto", width=SHORT_TYPES_FROM, device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     gain = measured_peak(device, torch.int8) / measured_peak(device, choice.dtype)
@@ -169,7 +170,7 @@ def _products(speeds: Speeds) -> str:
 
 
 def _choice(speeds: Speeds) -> str:
-    from metier.train.precision import WORTH_WIDTH
+    from metier.train.sizes import SHORT_TYPES_FROM
 
     choice = speeds.choice
-    return f"{choice.name}: {choice.why}; below a hidden size of {WORTH_WIDTH} always fp32"
+    return f"{choice.name}: {choice.why}; below a hidden size of {SHORT_TYPES_FROM} always fp32"

@@ -23,12 +23,11 @@ from typing import Any, Literal
 import torch
 
 from metier.core.errors import InputError
+from metier.train.sizes import SHORT_TYPES_FROM
 
 Wanted = Literal["auto", "bf16", "fp16", "fp32"]
 Name = Literal["bf16", "fp16", "fp32"]
 
-WORTH_WIDTH = 128
-"""Hidden size from which short types pay: below, they gain less than a tenth, which is not worth their rounding."""
 MARGIN = 1.3
 """How many times as fast as float32 a CPU must multiply bf16 matrices."""
 SIDE = {"cpu": 1024, "cuda": 8192}
@@ -90,7 +89,7 @@ def choose(wanted: Wanted, *, width: int, device: torch.device = CPU) -> Precisi
         slow = wanted == "bf16" and device.type == "cpu" and not fast_bf16()
         why = "asked for, though this CPU has no fast bf16 arithmetic and will be slow" if slow else "asked for"
         return Precision(wanted, why, device)
-    if width < WORTH_WIDTH:
+    if width < SHORT_TYPES_FROM:
         return Precision("fp32", f"a hidden size of {width} is too small for short types to pay", device)
     return _by_gpu(device) if device.type == "cuda" else _by_cpu(device)
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from metier.core.errors import DataError, MissingExtra, ModelError
+from metier.core.machine import Estimate, Machine
 from metier.core.stage import Context, ModelRef, Needs, Runtime, Source, Stage
 from metier.models.anatomy import Anatomy, known
+from metier.train.estimate import check_memory, of_stage
 from metier.train.methods import LoraMethod, Method, Quantize, check, default_rate, frozen_below
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Training(Stage):
     """What both have in common: where to start, what to train, for how long and how fast."""
 
     produces: ClassVar[str] = "model"
+    version: ClassVar[int] = 2
     data_field: ClassVar[str]
     dev_split: ClassVar[str]
     length_field: ClassVar[str]
@@ -157,6 +160,11 @@ class Training(Stage):
         for folder in sources[self.data].paths:
             if not _has_rows(folder / f"{self.dev_split}.jsonl"):
                 self.refuse_without_dev()
+        check_memory(self, sources)
+
+    def estimate(self, sources: Mapping[str, Source], machine: Machine) -> Estimate | None:
+        """Memory, disk and time, for architectures that are known; see `metier.train.estimate`."""
+        return of_stage(self, sources, machine)
 
     def check_machine(self) -> None:
         """Raise InputError where a package is missing or the hardware cannot do what is asked."""
