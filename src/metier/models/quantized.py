@@ -44,7 +44,8 @@ def quantized(layer: nn.Module, kind: Kind, *, compute: torch.dtype) -> nn.Linea
         made.weight = parts.Int8Params(rows, requires_grad=False, has_fp16_weights=False)
     if plain.bias is not None:
         made.bias = nn.Parameter(plain.bias.detach(), requires_grad=False)
-    return made.to(rows.device)  # this is what quantises
+    done: nn.Linear = made.to(rows.device)  # this is what quantises
+    return done
 
 
 def as_linear(layer: nn.Module) -> nn.Linear:
@@ -76,7 +77,7 @@ def _empty_layer(kind: Kind, ins: int, outs: int, *, bias: bool, compute: torch.
 
 
 @cache
-def _classes() -> tuple[type[nn.Linear], type[nn.Linear]]:
+def _classes() -> tuple[Any, Any]:
     """The layers for 4 and 8 bits, which stay in training mode: evaluation goes other ways in bitsandbytes on a CPU.
 
     Its 4-bit layer packs the weight anew for products that cannot be differentiated, its 8-bit layer quantises what

@@ -10,11 +10,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from metier.core.machine import Machine, free_memory
 from metier.core.measure import PeakMemory, Stopwatch
 from metier.core.stage import Context
 from metier.models.adapter import merge
@@ -27,12 +29,13 @@ from metier.models.stream import Convert, convert_, load_converted
 from metier.text.artifacts import write_json, write_jsonl
 from metier.train.batches import Batches, micros, shared_prefix, size_of
 from metier.train.checkpoint import Checkpoints
+from metier.train.estimate import check_memory, learned, micro_tokens
 from metier.train.forward import Forward, check_exact
 from metier.train.int8 import Int8Linear
 from metier.train.loop import Course, State, Watch, fit
 from metier.train.material import Material
 from metier.train.methods import FreezeMethod, LoraMethod, Quantize, apply, name_of
-from metier.train.precision import Precision, best_device, choose
+from metier.train.precision import Precision, best_device, choose, gemm_peak
 from metier.train.schedule import DECAY
 from metier.train.stage import Training, context_of, plain_config
 
@@ -56,13 +59,15 @@ def train(stage: Training, ctx: Context) -> Mapping[str, float]:
     folder = ctx.source(stage.model).path
     stage.check_machine()
     stage.check_model(folder)
-    length = stage.length(context_of(plain_config(folder)))
+    config = plain_config(folder)
+    length, width = stage.length(context_of(config)), _width(config)
     tokenizer = read_tokenizer(folder)
     material = stage.material(tokenizer, length, ctx)
     if not material.dev:
         stage.refuse_without_dev()
     chosen = choose_once(stage, ctx)
     precision = chosen.precision
+    check_memory(stage, ctx.sources, machine_for(precision))
     with ExitStack() as stack:
         memory = stack.enter_context(PeakMemory())
         model = load_base(stage, folder, precision)
@@ -78,7 +83,7 @@ def train(stage: Training, ctx: Context) -> Mapping[str, float]:
         else:
             _save_whole(stage, ctx, model, tokenizer)
     _write_about(stage, ctx, material, parameters, state, length)
-    _write_measured(ctx, state, seconds=watch.seconds, peak=memory.peak_bytes, chosen=chosen)
+    _write_measured(stage, ctx, state, seconds=watch.seconds, peak=memory.peak_bytes, chosen=chosen, width=width)
     tail = state.losses[-max(1, len(state.losses) // 10) :]
     metrics: dict[str, float] = {
         "loss": sum(tail) / len(tail),
@@ -100,7 +105,9 @@ def choose_once(stage: Training, ctx: Context) -> Chosen:
         kept = json.loads(path.read_text(encoding="utf-8"))
         precision = replace(choose(kept["precision"], width=width, device=best_device()), why=kept["why"])
         return Chosen(precision, kept["micro_tokens"])
-    chosen = Chosen(choose(stage.precision, width=width, device=best_device()), _micro_tokens(stage))
+    precision = choose(stage.precision, width=width, device=best_device())
+    wanted = stage.micro_batch
+    chosen = Chosen(precision, micro_tokens(stage, ctx.sources, machine_for(precision)) if wanted == "auto" else wanted)
     write_json(
         path,
         {
@@ -131,7 +138,7 @@ def load_base(stage: Training, folder: Path, precision: Precision) -> "PreTraine
         model = load(folder, dtype=stored_dtype(folder) if isinstance(stage.method, FreezeMethod) else held).model
     if stage.quantize in ("8bit", "4bit"):
         mark(model, stage.quantize)
-    return model.to(precision.device)  # type: ignore[arg-type]
+    return model.to(precision.device)
 
 
 def converter(quantize: Quantize, compute: torch.dtype) -> Convert:
@@ -145,10 +152,11 @@ def _to_int8(layer: nn.Module) -> nn.Module:
     return Int8Linear(as_linear(layer))
 
 
-def _micro_tokens(stage: Training) -> int | None:
-    if stage.micro_batch == "auto":
-        raise NotImplementedError
-    return stage.micro_batch
+def machine_for(precision: Precision) -> Machine:
+    """This machine with the memory that is free now, on the device that training will run on."""
+    device = precision.device
+    free = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+    return Machine(free, device.type, precision.name)
 
 
 def _width(config: Mapping[str, Any]) -> int:
@@ -274,8 +282,15 @@ def _write_about(
     )
 
 
-def _write_measured(ctx: Context, state: State, *, seconds: float, peak: int, chosen: Chosen) -> None:
+def _write_measured(
+    stage: Training, ctx: Context, state: State, *, seconds: float, peak: int, chosen: Chosen, width: int
+) -> None:
     write_jsonl(ctx.measured / "train.jsonl", state.measured)
+    precision, reached = chosen.precision, [row["utilisation"] for row in state.measured[1:]]
+    if reached:  # the first step prepares kernels
+        peak_speed = gemm_peak(precision.device, precision.dtype)
+        told = learned(precision.name, stage.quantize, width=width, peak=peak_speed, utilisation=median(reached))
+        write_json(ctx.measured / "machine.json", told)
     write_json(
         ctx.measured / "about.json",
         {
