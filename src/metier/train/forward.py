@@ -28,6 +28,7 @@ from metier.train.batches import Ids, Piece
 from metier.train.fast import gpt2, llama
 from metier.train.flops import count
 from metier.train.head import HeadLoss
+from metier.train.memory import kept_memory
 from metier.train.precision import Precision
 from metier.train.rows import Row, pack
 
@@ -85,6 +86,7 @@ class Forward:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        self._stack.enter_context(kept_memory())
         self._stack.enter_context(_packed_attention(self.model))
         return self
 

@@ -116,7 +116,7 @@ class SwiGlu:
         """(N, C)."""
         out = torch.empty_like(gate)
         for part in parts(gate):
-            out[part] = F.silu(gate[part]).mul_(up[part])
+            torch.ops.aten.silu.out(gate[part], out=out[part]).mul_(up[part])
         return out
 
     def backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,8 +124,8 @@ class SwiGlu:
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         for part in parts(gate):
             g, d = gate[part], grad[part]
-            d_up[part] = F.silu(g).mul_(d)
-            d_gate[part] = torch.ops.aten.silu_backward(d * up[part], g)
+            torch.ops.aten.silu.out(g, out=d_up[part]).mul_(d)
+            torch.ops.aten.silu_backward.grad_input(d * up[part], g, grad_input=d_gate[part])
         return d_gate, d_up
 
 
