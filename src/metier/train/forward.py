@@ -13,7 +13,7 @@ Each equals the plain forward pass of transformers to rounding: tests compare lo
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -28,8 +28,10 @@ from metier.train.batches import Ids, Piece
 from metier.train.fast import gpt2, llama
 from metier.train.flops import count
 from metier.train.head import HeadLoss
+from metier.train.int8 import Int8Linear
 from metier.train.memory import kept_memory
 from metier.train.precision import Precision
+from metier.train.prefix_cache import PrefixCache
 from metier.train.rows import Row, pack
 
 if TYPE_CHECKING:
@@ -39,16 +41,6 @@ ATTENTION = "metier_packed"
 WORTH_SELECTING = 0.9
 """The last block is cut down to the tokens before targets where these are at most that share of the row."""
 FAMILIES = (llama, gpt2)
-
-
-class Cache(Protocol):
-    """Remembers what the frozen lower blocks make of a piece."""
-
-    def read(self, row: Row) -> Tensor | None:
-        """The output for every token of the row, (N, hidden), or None unless all of it is known."""
-
-    def write(self, row: Row, hidden: Tensor) -> None:
-        """Remember it."""
 
 
 class Forward:
@@ -69,7 +61,7 @@ class Forward:
         label_smoothing: float = 0.0,
         neftune: float | None = None,
         checkpointing: bool = False,
-        cache: Cache | None = None,
+        cache: PrefixCache | None = None,
     ):
         self.model = model
         self._precision = precision
@@ -77,13 +69,14 @@ class Forward:
         self._smoothing = label_smoothing
         self._neftune = neftune
         self._checkpointing = checkpointing
-        self._cache = cache
+        self._cache = None if neftune is not None else cache  # noise changes what the lower blocks read
         self.frozen = frozen_blocks(model)
         family = next((family for family in FAMILIES if family.fits(model)), None)
         dtype = torch.float32 if precision.name == "fp32" else precision.dtype
         self._dtype = dtype
         self._body = None if family is None else family.Body(model, dtype, self._through_module)
         self._stack = ExitStack()
+        self._learning = False
 
     def __enter__(self) -> Self:
         self._stack.enter_context(kept_memory())
@@ -104,7 +97,9 @@ class Forward:
         Returns the sum, unscaled: 0-dimensional, on the device, not waited for.
         """
         row = pack(micro, self._prefix).to(self.device)
+        self._learning = True
         loss = self._loss(row, self._hidden(row), self._smoothing)
+        self._learning = False
         torch.autograd.backward(loss * scale)
         return loss.detach()
 
@@ -148,31 +143,42 @@ class Forward:
         assert body is not None
         if self.frozen == 0:
             return self._noisy(body.embed(row), row)
-        kept = self._cache.read(row) if self._cache is not None else None
-        if kept is not None:
-            return kept
+        if self._cache is None:
+            return self._through_frozen(row, context)
+        if unknown := self._cache.missing(row):
+            part = row if len(unknown) == len(row.parts) else pack(unknown, self._prefix).to(self.device)
+            hidden = self._through_frozen(part, context if part is row else body.context(part))
+            self._cache.write(part, hidden)
+            if part is row:
+                return hidden
+        kept = self._cache.read(row)
+        return self._through_frozen(row, context) if kept is None else kept.to(self.device)
+
+    def _through_frozen(self, row: Row, context: Any) -> Tensor:
+        """The frozen lower blocks without dropout: (N, hidden)."""
+        body = self._body
+        assert body is not None
         training = [module for module in self._below() if module.training]
         for module in training:
-            module.eval()
+            module.training = False
         with torch.no_grad():
             x = self._noisy(body.embed(row), row)
             for block in body.blocks[: self.frozen]:
                 x = block(x, row, context)
         for module in training:
-            module.train()
-        if self._cache is not None:
-            self._cache.write(row, x)
+            module.training = True
         return x
 
     def _below(self) -> list[nn.Module]:
-        """Every module below the first trained parameter, and the body itself, whose own dropout stands there."""
-        body = self._body
+        """Every module below the first trained parameter: the body's own dropout stands there too."""
+        body, inner = self._body, self.model.base_model
         assert body is not None
         lower = [module for block in body.blocks[: self.frozen] for module in block.module.modules()]
-        return [self.model.base_model, *lower]
+        own = [module for module in inner.children() if not isinstance(module, nn.ModuleList)]
+        return [inner, *own, *lower]
 
     def _noisy(self, x: Tensor, row: Row) -> Tensor:
-        if self._neftune is None or not self.model.training:
+        if self._neftune is None or not self._learning:
             return x
         lengths = row.lengths.to(x.device)
         size = self._neftune / torch.sqrt(lengths.float() * x.shape[1])
@@ -242,7 +248,7 @@ def _packed_attention(model: "PreTrainedModel") -> Iterator[None]:
 def check_exact(model: "PreTrainedModel", pieces: Sequence[Piece], precision: Precision, *, tokens: int = 64) -> None:
     """Compare the packed loss with the model's own on two short pieces, dropout off. Raises ModelError on a difference.
 
-    Within a thousandth in float32; in 16 bits within three hundredths, as both round.
+    Within a thousandth in float32; in 16 bits or on an int8 base within three hundredths, as both round.
     """
     few = [Piece.of(p.id, p.ids[:tokens].tolist()) for p in pieces[:2]]
     was_training = model.training
@@ -256,7 +262,8 @@ def check_exact(model: "PreTrainedModel", pieces: Sequence[Piece], precision: Pr
             packed = forward.summed_loss(few).item()
     finally:
         model.train(was_training)
-    tolerance = 1e-3 if precision.name == "fp32" else 3e-2
+    rounds = precision.name != "fp32" or any(isinstance(module, Int8Linear) for module in model.modules())
+    tolerance = 3e-2 if rounds else 1e-3
     if not abs(packed - plain) <= tolerance * max(1.0, abs(plain)):
         raise ModelError(
             f"this architecture cannot be trained packed: its own loss is {plain:.4f} where packing gives {packed:.4f}",

@@ -101,10 +101,10 @@ class Row:
 def pack(pieces: Sequence[Piece], prefix: Ids | None = None) -> Row:
     """Lay pieces end to end, and behind them a filler without targets, so that rows come in few lengths.
 
-    prefix: what opens many pieces; laid once where at least two of these have it.
+    prefix: what opens many pieces; laid once where any of these has it.
     """
     opens = [prefix is not None and _opened_by(piece, prefix) for piece in pieces]
-    shared = len(prefix) if prefix is not None and sum(opens) > 1 else 0
+    shared = len(prefix) if prefix is not None and any(opens) else 0
     skip = [shared if opened else 0 for opened in opens]
     lengths = [shared] if shared else []
     lengths += [len(piece) - cut for piece, cut in zip(pieces, skip, strict=True)]
