@@ -13,7 +13,7 @@ from metier.core.errors import MissingExtra, ModelError
 from metier.models import quantized as room
 from metier.models.adapter import LoraSettings, add_lora
 from metier.models.load import load
-from metier.models.quantized import Kind, as_linear, mark, quantized
+from metier.models.quantized import Kind, Packed, as_linear, mark, quantized
 from metier.models.save import save_model
 from metier.models.shape import blocks, cast_, count_parameters, linear_layers
 from metier.models.stream import convert_, load_converted
@@ -151,6 +151,21 @@ def test_evaluation_computes_what_training_does(kind: Kind) -> None:
     training = model.train()(IDS).logits
     assert torch.equal(model.eval()(IDS).logits, training)
     assert torch.equal(model.train()(IDS).logits, training)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_weight_made_whole_again_is_what_the_layer_multiplies_with(kind: Kind) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 24)
+    made = quantized(layer, kind, compute=torch.float32)
+    assert isinstance(made, Packed)
+    x = torch.randn(5, 64)
+    before = made.dequantized(torch.float32)
+    torch.testing.assert_close(made(x), x @ before.t() + layer.bias)
+    assert torch.equal(made.dequantized(torch.float32), before)
+    assert made.dequantized(torch.bfloat16).dtype == torch.bfloat16
+    assert (before - layer.weight).abs().max() < (0.002 if kind == "8bit" else 0.03)
 
 
 def test_loading_and_using_8_bits_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -76,18 +76,33 @@ def _empty_layer(kind: Kind, ins: int, outs: int, *, bias: bool, compute: torch.
         return eight(ins, outs, bias=bias, has_fp16_weights=False, threshold=6.0)
 
 
+class Packed:
+    """A linear layer whose weight bitsandbytes holds, and which stays in training mode.
+
+    Evaluation goes other ways in bitsandbytes on a CPU: its 4-bit layer packs the weight anew for products that cannot
+    be differentiated, its 8-bit layer quantises what comes in as well, with outliers judged over the whole batch, so
+    that a dev loss would depend on how rows are packed.
+    """
+
+    weight: Any
+    state: Any
+
+    def train(self, mode: bool = True) -> Any:  # noqa: ARG002
+        """Training mode, whatever is asked for."""
+        return super().train(True)  # type: ignore[misc]
+
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight that it stands for: (out, in)."""
+        weight = self.weight
+        if weight.dtype == torch.uint8:
+            whole: torch.Tensor = bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
+            return whole.to(dtype)
+        scales = self.state.SCB if weight.SCB is None else weight.SCB  # it moves at the first product
+        return (weight.data * (scales / 127)[:, None]).to(dtype)
+
+
 @cache
 def _classes() -> tuple[Any, Any]:
-    """The layers for 4 and 8 bits, which stay in training mode: evaluation goes other ways in bitsandbytes on a CPU.
-
-    Its 4-bit layer packs the weight anew for products that cannot be differentiated, its 8-bit layer quantises what
-    comes in as well, with outliers judged over the whole batch, so that a dev loss would depend on how rows are packed.
-    """
+    """The layers for 4 and 8 bits."""
     parts = bitsandbytes().nn
-
-    def train(self: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001
-        return nn.Module.train(self, True)
-
-    return type("Nf4Linear", (parts.Linear4bit,), {"train": train}), type(
-        "Int8Linear", (parts.Linear8bitLt,), {"train": train}
-    )
+    return type("Nf4Linear", (Packed, parts.Linear4bit), {}), type("Int8Linear", (Packed, parts.Linear8bitLt), {})
