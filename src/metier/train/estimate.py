@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import log, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from metier.core.errors import InputError
 from metier.core.machine import Estimate, Machine
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 Bytes = dict[str, float]
 
-BASE = 420e6
-"""A process with Python, torch, transformers and the kernels' own memory, before any weight."""
+BASE = 480e6
+"""A process with Python, torch, transformers, the kernels and what the allocator keeps in reserve (64 MB)."""
 BASE_BY_NEED = {"peft": 170e6, "bitsandbytes": 310e6, "muon": 20e6}
 """More for what only some settings need: libraries, and with bitsandbytes the scratch memory of its conversions."""
 BASE_ON_GPU = 600e6
@@ -42,6 +42,8 @@ QUANTIZED_BYTES = {"int8": 1.0, "8bit": 1.0, "4bit": 4.13 / 8}
 """A weight in a block's linear layers: NF4 with double quantisation takes 4.13 bits (arXiv 2305.14314)."""
 MOMENTS = {"adamw": 8.0, "adamw8bit": 2.03, "muon": 4.0}
 """An optimizer's memory of a matrix: two float32 numbers a parameter, two bytes and scales, or one float32."""
+UPDATE = 14.0
+"""Bytes a number of the matrix that Muon makes orthogonal: its momentum in float32 and five copies in bf16."""
 SMALL = 4096
 """8-bit AdamW keeps float32 moments for parameters with fewer numbers."""
 CHUNK, CHUNK_TRAINED = 256, 1024
@@ -175,10 +177,20 @@ def described(stage: "Training", sources: Mapping[str, Source], machine: Machine
         keeps_best=stage.keeps_best,
         device=machine.device,
     )
+    job = replace(job, cache=_cache(stage, job, read, machine))
     wanted = stage.micro_batch
     if wanted == "auto":
         wanted = fitting_micro_tokens(job, read, machine.memory_bytes)
     return job, read if wanted is None else with_micro(read, min(wanted, read.tokens))
+
+
+def _cache(stage: "Training", job: Job, reading: Reading, machine: Machine) -> Literal["memory", "disk", "off"]:
+    """Where the frozen lower blocks' output will be kept, by the rules of `prefix_cache`."""
+    if job.frozen_blocks == 0 or stage.epochs == 1 or stage.neftune is not None:
+        return "off"
+    if stage.prefix_cache == "auto":
+        return "memory" if cache_bytes(job, reading) <= machine.memory_bytes / 4 else "disk"
+    return stage.prefix_cache
 
 
 def precision_of(wanted: str, width: int, machine: Machine) -> Type:
@@ -255,6 +267,8 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
         "activations": activations(job, reading),
         **dict([max(passing.items(), key=lambda part: part[1])]),
     }
+    if job.optimizer == "muon":
+        training["one update"] = UPDATE * max(prod(sides) for sides in job.shape.anatomy.linear.values())
     if job.keeps_best:
         training["best weights"] = 4.0 * trained
     if job.cache == "memory":
@@ -361,8 +375,8 @@ def rows_of(reading: Reading) -> float:
 
 
 def cache_bytes(job: Job, reading: Reading) -> float:
-    """The frozen lower blocks' output for every token of an epoch."""
-    return reading.tokens * job.shape.width * job.products if job.frozen_blocks else 0.0
+    """The frozen lower blocks' output for every token of an epoch and of the dev split."""
+    return (reading.tokens + reading.dev) * job.shape.width * job.products if job.frozen_blocks else 0.0
 
 
 # ---- disk and time --------------------------------------------------------------------------------------------------

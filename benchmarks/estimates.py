@@ -1,0 +1,196 @@
+"""Predicted beside measured peak memory, disk and time: `python -m benchmarks.estimates [CASE ...]`.
+
+Each case trains a few steps through the real stage, in a process of its own, on random weights of TinyLlama's and
+GPT-2's shapes and on MedQuAD, or on the bundled seedling. What is predicted knows only the files that `metier plan`
+knows. Figures go to `benchmarks/results/estimates.json`; the bar is 15 %. Needs ../shared; takes a few minutes.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import Row, write
+from benchmarks.work import MEDQUAD, SHARED, clean, gpt2, medquad, need_shared, tinyllama, write_weights
+
+ROWS = 160
+STEPS = 2
+LORA = {"lora": {"r": 16}}
+C_ATTN = {"lora": {"r": 16, "targets": ["c_attn"]}}
+FREEZE = {"freeze": {"blocks": 2}}
+
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "2 blocks, full": ("tinyllama-2", "pretrain", {"block_size": 512, "batch_size": 2}),
+    "2 blocks, full, Muon, two micro-steps": (
+        "tinyllama-2",
+        "pretrain",
+        {"block_size": 512, "batch_size": 2, "accumulation": 2, "optimizer": "muon"},
+    ),
+    "6 blocks, LoRA": ("tinyllama-6", "tune", {"method": LORA, "batch_size": 8}),
+    "6 blocks, LoRA, micro-steps of 2,048": (
+        "tinyllama-6",
+        "tune",
+        {"method": LORA, "batch_size": 24, "micro_batch": 2048},
+    ),
+    "6 blocks, LoRA, fp32": ("tinyllama-6", "tune", {"method": LORA, "batch_size": 4, "precision": "fp32"}),
+    "6 blocks, LoRA, checkpointing": (
+        "tinyllama-6",
+        "tune",
+        {"method": LORA, "batch_size": 24, "micro_batch": 2048, "gradient_checkpointing": True},
+    ),
+    "6 blocks, LoRA, int8": ("tinyllama-6", "tune", {"method": LORA, "batch_size": 8, "quantize": "int8"}),
+    "6 blocks, LoRA, 8bit": ("tinyllama-6", "tune", {"method": LORA, "batch_size": 8, "quantize": "8bit"}),
+    "6 blocks, LoRA, 4bit": ("tinyllama-6", "tune", {"method": LORA, "batch_size": 8, "quantize": "4bit"}),
+    "6 blocks, last 2 and head": ("tinyllama-6", "tune", {"method": FREEZE, "batch_size": 8}),
+    "GPT-2, full": ("gpt2", "pretrain", {"block_size": 512, "batch_size": 4}),
+    "GPT-2, LoRA on c_attn": ("gpt2", "pretrain", {"block_size": 512, "batch_size": 4, "method": C_ATTN}),
+    "GPT-2, full, checkpointing": (
+        "gpt2",
+        "pretrain",
+        {"block_size": 512, "batch_size": 8, "gradient_checkpointing": True},
+    ),
+    "seedling, full, Muon": ("seedling", "pretrain", {"block_size": 512, "batch_size": 4, "optimizer": "muon"}),
+    "seedling, LoRA": ("seedling", "tune", {"method": {"lora": {"r": 32, "alpha": 64}}, "batch_size": 32}),
+}
+"""By name: the model, the stage, its settings."""
+
+
+def main() -> None:
+    if len(sys.argv) == 4 and sys.argv[1] == "--child":
+        print(json.dumps(child(sys.argv[2], Path(sys.argv[3]))))
+        return
+    need_shared()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in sys.argv[1:] or list(CASES):
+            found = measured(name, Path(folder))
+            predicted, peak = sum(found["predicted"].values()), found["peak"]
+            parts = ", ".join(f"{part} {size / 1e6:.0f}" for part, size in found["predicted"].items())
+            print(f"{name}: predicted {predicted / 1e6:.0f} MB ({parts}), measured {peak / 1e6:.0f}", flush=True)
+            print(
+                f"   {found['seconds_predicted']} s predicted, {found['seconds']:.1f} s taken, {found['notes']}",
+                flush=True,
+            )
+            rows.append(
+                Row(
+                    f"{name}: predicted {predicted / 1e6:.0f} MB of {peak / 1e6:.0f}",
+                    round(abs(predicted / peak - 1), 3),
+                    0.15,
+                    "share off",
+                    "lower",
+                )
+            )
+    if not sys.argv[1:]:
+        write("estimates", "python -m benchmarks.estimates", rows)
+
+
+def measured(name: str, folder: Path) -> dict[str, Any]:
+    """One case in a process of its own, so that its peak is its own."""
+    run = [sys.executable, "-m", "benchmarks.estimates", "--child", name, str(folder)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def child(name: str, folder: Path) -> dict[str, Any]:
+    """Predict, then train. The model is made by a process before, whose memory must not count."""
+    from metier.core.events import Events
+    from metier.core.machine import Machine
+    from metier.core.measure import Stopwatch
+    from metier.core.stage import Context, Source
+    from metier.models.builtin import BUILTIN
+    from metier.stages import CATALOGUE
+    from metier.train import estimate
+
+    model, kind, settings = CASES[name]
+    if model not in BUILTIN and not (folder / model).exists():
+        subprocess.run(
+            [sys.executable, "-c", f"from benchmarks.estimates import make; make({model!r}, {str(folder)!r})"],
+            check=True,
+        )
+    data = folder / kind
+    if not data.exists():
+        write_data(data, kind)
+    reads = "documents" if kind == "pretrain" else "examples"
+    stage: Any = CATALOGUE[kind].model_validate({"model": "base", reads: "data", "max_steps": STEPS, **settings})
+    place = BUILTIN.get(model, folder / model)
+    sources = {"base": Source("base", (place,), str(place), "0"), "data": Source("data", (data,), str(data), "1")}
+    here = Machine.here(Path(".metier"))
+    job, read = estimate.described(stage, sources, here)
+    predicted = estimate.memory(job, read)
+    seconds = estimate.seconds(job, read, here)
+    out = folder / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    for part in ("out", "measured", "scratch"):
+        (out / part).mkdir(parents=True)
+    ctx = Context(name, out / "out", out / "measured", out / "scratch", Events(name), sources)
+    watch = Stopwatch()
+    stage.run(ctx)
+    about = json.loads((out / "measured/about.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (out / "measured/train.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        "predicted": predicted,
+        "moments": {k: sum(v.values()) for k, v in estimate.moments(job, read).items()},
+        "peak": high_water(),
+        "seconds": watch.seconds,
+        "seconds_predicted": seconds,
+        "disk_predicted": estimate.disk(job, read)["model"],
+        "disk": sum(p.stat().st_size for p in (out / "out").rglob("*.safetensors")),
+        "notes": [
+            rows[-1],
+            about["precision"],
+            {"micro": read.micro, "length": read.length, "tokens": read.tokens},
+            {k: round(sum(v.values()) / 1e6) for k, v in estimate.moments(job, read).items()},
+        ],
+    }
+
+
+def high_water() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def make(model: str, folder: str) -> None:
+    """A model of random weights with its real tokenizer."""
+    target = Path(folder) / model
+    aside = target.with_suffix(".aside")
+    aside.mkdir(parents=True)
+    family, _, layers = model.partition("-")
+    write_weights(gpt2() if family == "gpt2" else tinyllama(int(layers)), aside)
+    for path in (SHARED / "tokenizers" / family).iterdir():
+        shutil.copyfile(path, aside / path.name)
+    aside.rename(target)
+
+
+def write_data(folder: Path, kind: str) -> None:
+    """MedQuAD as a data step would leave it."""
+    folder.mkdir(parents=True)
+    rows: list[Mapping[str, Any]] = []
+    size = 0
+    for number, pair in zip(range(ROWS), medquad(), strict=False):
+        question, answer = clean(pair["question"]), clean(pair["answer"])[:1200]
+        size += len((question + answer).encode())
+        if kind == "pretrain":
+            rows.append({"id": str(number), "text": answer})
+        else:
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            rows.append({"id": str(number), "messages": messages, "group": ""})
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "train.jsonl").write_text(text, encoding="utf-8")
+    about = {"replay_ratio": 0.0, "counts": {"train": len(rows)}, "bytes": {"train": size}}
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    assert MEDQUAD
+    main()
