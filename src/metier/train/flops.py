@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from metier.models.shape import blocks, output_head
+from metier.models.shape import blocks
 from metier.train.rows import Row
 
 if TYPE_CHECKING:
@@ -47,10 +47,12 @@ def count(model: "PreTrainedModel", row: Row, *, frozen: int, cached: bool) -> f
             trained = module.weight.requires_grad
             total += (targets if at_sources else tokens) * 2.0 * _size(module) * (1 + passes_on + trained)
         total += heads * _pairs(row, only_sources=last) * (3 if learns else 1)
-    head = output_head(model)
-    trained = head.weight.requires_grad
-    below = any(p.requires_grad for p in layers.parameters()) or frozen < len(layers)
-    return total + targets * 2.0 * head.weight.numel() * (1 + below + trained)
+    below = frozen < len(layers)
+    for name, module in model.get_output_embeddings().named_modules():  # an adapter's layer has three inside
+        if isinstance(module, nn.Linear):
+            passes_on = below or "lora_B" in name.split(".")
+            total += targets * 2.0 * _size(module) * (1 + passes_on + module.weight.requires_grad)
+    return total
 
 
 def _size(module: nn.Module) -> int:

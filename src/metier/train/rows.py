@@ -8,7 +8,7 @@ under causal attention what comes after a token changes nothing in it. Costs a f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -93,9 +93,16 @@ class Row:
         """The row on another device."""
         if device.type == "cpu":
             return self
-        move = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        places = {name: _moved(getattr(self, name), device) for name in ("keys", "queries")}
-        return Row(**(vars(self) | move | places))
+        own = {field.name: getattr(self, field.name) for field in fields(self)}  # not `lengths`, which may be kept
+        moved = {name: value.to(device, non_blocking=True) for name, value in own.items() if isinstance(value, Tensor)}
+        places = {name: _moved(value, device) for name, value in own.items() if isinstance(value, Places)}
+        return Row(**(own | moved | places))
+
+
+def opened_by(piece: Piece, prefix: Ids) -> bool:
+    """Whether the piece begins with the prefix, none of it is a target, nor the token after it."""
+    size = len(prefix)
+    return len(piece) > size and not piece.targets[: size + 1].any() and bool((piece.ids[:size] == prefix).all())
 
 
 def pack(pieces: Sequence[Piece], prefix: Ids | None = None) -> Row:
@@ -103,7 +110,7 @@ def pack(pieces: Sequence[Piece], prefix: Ids | None = None) -> Row:
 
     prefix: what opens many pieces; laid once where any of these has it.
     """
-    opens = [prefix is not None and _opened_by(piece, prefix) for piece in pieces]
+    opens = [prefix is not None and opened_by(piece, prefix) for piece in pieces]
     shared = len(prefix) if prefix is not None and any(opens) else 0
     skip = [shared if opened else 0 for opened in opens]
     lengths = [shared] if shared else []
@@ -208,9 +215,3 @@ def _places(buckets: list[Bucket], sources: Numbers, places: Numbers, own: Numbe
 def _moved(places: Places, device: torch.device) -> Places:
     own = None if places.own is None else places.own.to(device)
     return Places(places.buckets, places.sources.to(device), places.places.to(device), places.straight, own)
-
-
-def _opened_by(piece: Piece, prefix: Ids) -> bool:
-    """Whether the piece begins with the prefix, none of it is a target, nor the token after it."""
-    size = len(prefix)
-    return len(piece) > size and not piece.targets[: size + 1].any() and bool((piece.ids[:size] == prefix).all())

@@ -2,7 +2,7 @@
 
 y_i = x W_i^T + b_i + s_i (drop(x) A_i^T) B_i^T, the formula of LoRA (arXiv 2106.09685) as PEFT computes it, but that layers
 with one input share its dropout. Only what x comes from and the thin products are kept; what stands before the layers (a norm, an activation) is done again in backward. W may be of any storage (`Weight`): a parameter in another type is cast as it is used. What has no
-plain formula here (DoRA, bitsandbytes) goes through its own module.
+plain formula here (DoRA) goes through its own module.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from metier.models.quantized import Packed
 from metier.train.fast.ops import Apply, Before
 from metier.train.int8 import Int8Linear
 
@@ -60,6 +61,32 @@ class Dense:
 
 
 @dataclass(frozen=True, eq=False)
+class Made:
+    """A matrix that bitsandbytes holds, made whole for each product and dropped again."""
+
+    layer: Packed
+
+    @property
+    def parameter(self) -> Tensor:
+        """As it is held."""
+        held: Tensor = self.layer.weight
+        return held
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """x."""
+        return x
+
+    def forward(self, prepared: Tensor) -> Tensor:
+        """x (N, in) times its transpose: (N, out)."""
+        return F.linear(prepared, self.layer.dequantized(prepared.dtype))
+
+    def backward(self, dy: Tensor, into: Tensor | None) -> Tensor:
+        """dy (N, out) times it: (N, in)."""
+        weight = self.layer.dequantized(dy.dtype)
+        return dy @ weight if into is None else into.addmm_(dy, weight)
+
+
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """A (r, in), B (out, r), s = alpha / r."""
 
@@ -81,11 +108,11 @@ class Linear:
 
 def resolve(module: nn.Module) -> Linear | None:
     """The layer behind a module, or None for one that only its own forward computes."""
-    from peft.tuners.lora.layer import Linear as LoraLinear
+    from peft.tuners.lora.layer import LoraLayer
     from transformers.pytorch_utils import Conv1D
 
     adapter, base = None, module
-    if isinstance(module, LoraLinear):
+    if isinstance(module, LoraLayer):
         base = module.get_base_layer()
         names = module.active_adapters
         plain = len(names) == 1 and not (module.disable_adapters or module.merged or any(module.lora_variant.values()))
@@ -102,6 +129,8 @@ def resolve(module: nn.Module) -> Linear | None:
         return Linear(module, Dense(base.weight, turned=True), base.bias, adapter)
     if isinstance(base, Int8Linear):
         return Linear(module, base.frozen, base.bias, adapter)
+    if isinstance(base, Packed):
+        return Linear(module, Made(base), base.bias, adapter)
     return None
 
 
@@ -174,7 +203,8 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         count: int = ctx.count
-        inputs, (kept, *thins) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # once: a checkpoint gives them out a single time
+        inputs, (kept, *thins) = saved[:count], saved[count:]
         x = ctx.before.forward(*inputs)
         share: float = ctx.share
         dropped = x if kept is None else x * kept / (1 - share)

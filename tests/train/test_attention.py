@@ -1,0 +1,138 @@
+"""Attention of a packed row equals softmax(q k^T) v of each sequence alone, forward and backward, by either kernel."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fakes
+from exactly import FP32, pieces_of
+from metier.train import attention
+from metier.train.attention import attend, textbook, transformers_attention
+from metier.train.batches import shared_prefix
+from metier.train.forward import Forward
+from metier.train.rows import Row, pack
+
+HEADS, GROUPS, WIDTH = 4, 2, 8
+SCALE = 0.3
+
+
+def row_of(data: str) -> Row:
+    tuned = pieces_of("sft")
+    if data == "mixed":
+        return pack([*pieces_of("all", (25, 9)), *tuned], shared_prefix(tuned))
+    pieces = pieces_of(data)
+    return pack(pieces, shared_prefix(pieces))
+
+
+def random_qkv(row: Row, groups: int = GROUPS) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(len(row), heads, WIDTH, requires_grad=True) for heads in (HEADS, groups, groups)]
+
+
+def alone(q: Tensor, k: Tensor, v: Tensor, row: Row) -> Tensor:
+    """Each token's attention written out: to its own sequence up to itself, behind the prefix where it has that."""
+    out = torch.zeros(len(row), HEADS * WIDTH)
+    spans = [(0, row.prefix, False)] + [(start, end, len(piece) > end - start) for piece, start, end in row.parts]
+    repeat = HEADS // k.shape[1]
+    for start, end, opened in spans:
+        for token in range(start, end):
+            seen = [*range(row.prefix if opened else 0), *range(start, token + 1)]
+            keys, values = (x[seen].repeat_interleave(repeat, dim=1) for x in (k, v))
+            weights = torch.softmax(torch.einsum("hd,khd->hk", q[token], keys) * SCALE, -1)
+            out[token] = torch.einsum("hk,khd->hd", weights, values).flatten()
+    return out
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("only_sources", [False, True])
+@pytest.mark.parametrize("kernel", ["textbook", "a sequence at a time", "fused"])
+@pytest.mark.parametrize("data", ["all", "mixed", "sparse"])
+def test_attention_is_that_of_each_sequence_alone(
+    monkeypatch: pytest.MonkeyPatch, data: str, kernel: str, only_sources: bool, groups: int
+):
+    monkeypatch.setattr(attention, "SHORT", 8 if kernel == "fused" else 640)
+    monkeypatch.setattr(attention, "SCORES", 1 if kernel == "a sequence at a time" else 2**22)
+    row = row_of(data)
+    q, k, v = random_qkv(row, groups)
+    asked = q.index_select(0, row.sources) if only_sources else q
+    real = max(end for _, _, end in row.parts)  # behind that stands the filler
+    out = attend(asked, k, v, row, scale=SCALE, only_sources=only_sources)
+    wanted = alone(q.detach(), k.detach(), v.detach(), row)
+    wanted = wanted.index_select(0, row.sources) if only_sources else wanted[:real]
+    torch.testing.assert_close(out if only_sources else out[:real], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("only_sources", [False, True])
+@pytest.mark.parametrize("kernel", ["textbook", "fused"])
+def test_gradients_are_those_of_each_sequence_alone(monkeypatch: pytest.MonkeyPatch, kernel: str, only_sources: bool):
+    monkeypatch.setattr(attention, "SHORT", 8 if kernel == "fused" else 640)
+    tuned = pieces_of("sft", (20, 17, 25))
+    row = pack([*pieces_of("all", (9,)), *tuned], shared_prefix(tuned))
+    qkv = random_qkv(row)
+    toward = torch.randn(len(row.sources), HEADS * WIDTH)
+    asked = qkv[0].index_select(0, row.sources) if only_sources else qkv[0]
+    out = attend(asked, *qkv[1:], row, scale=SCALE, only_sources=only_sources)
+    out = out if only_sources else out.index_select(0, row.sources)
+    found = torch.autograd.grad((out * toward).sum(), qkv)
+    wanted = torch.autograd.grad((alone(*qkv, row).index_select(0, row.sources) * toward).sum(), qkv)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_textbook_form_with_dropout_is_differentiated_with_the_weights_it_dropped():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 5, WIDTH, dtype=torch.double, requires_grad=True) for _ in range(3))
+    future = torch.ones(5, 5, dtype=torch.bool).triu(1)
+
+    def drawn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return textbook(q, k, v, future, SCALE, 0.4)
+
+    assert torch.autograd.gradcheck(drawn, (q, k, v))
+    assert not torch.equal(drawn(q, k, v), textbook(q, k, v, future, SCALE, 0.0))
+
+
+def test_dropout_keeps_the_mean():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 6, WIDTH) for _ in range(3))
+    future = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    many = [x.expand(4000, -1, -1, -1) for x in (q, k, v)]
+    mean = textbook(*many, future, SCALE, 0.3).mean(0)
+    wanted = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=SCALE)[0]
+    torch.testing.assert_close(mean, wanted, rtol=0, atol=0.06)
+
+
+def test_what_transformers_calls_is_the_same_attention():
+    row = row_of("sft")
+    q, k, v = random_qkv(row)
+    out, nothing = transformers_attention(
+        torch.nn.Identity(), *(x.transpose(0, 1)[None] for x in (q, k, v)), None, row=row, scaling=SCALE
+    )
+    assert nothing is None
+    assert out.shape == (1, len(row), HEADS, WIDTH)
+    torch.testing.assert_close(out[0].flatten(1), attend(q, k, v, row, scale=SCALE))
+
+
+def test_without_a_scale_it_is_that_of_the_heads_width():
+    row = row_of("all")
+    views = [x.transpose(0, 1)[None] for x in random_qkv(row)]
+    default, _ = transformers_attention(torch.nn.Identity(), *views, None, row=row)
+    given, _ = transformers_attention(torch.nn.Identity(), *views, None, row=row, scaling=WIDTH**-0.5)
+    assert torch.equal(default, given)
+
+
+def test_a_call_without_a_row_is_refused():
+    model = fakes.tiny("llama")
+    with Forward(model, precision=FP32), pytest.raises(ValueError, match="packed attention takes one row"):
+        model(input_ids=torch.tensor([[7, 8, 9]]), use_cache=False)
+
+
+def test_a_mask_or_a_second_row_is_refused():
+    row = row_of("all")
+    views = [x.transpose(0, 1)[None] for x in random_qkv(row)]
+    mask = torch.zeros(1, 1, len(row), len(row))
+    with pytest.raises(ValueError, match="and no mask"):
+        transformers_attention(torch.nn.Identity(), *views, mask, row=row)
+    with pytest.raises(ValueError, match="packed attention takes one row"):
+        transformers_attention(torch.nn.Identity(), *(torch.cat([x, x]) for x in views), None, row=row)
