@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from exactly import FP32, pieces_of
 from torch import Tensor
 
 import fakes
-from exactly import FP32, pieces_of
 from metier.train import attention
 from metier.train.attention import attend, textbook, transformers_attention
 from metier.train.batches import shared_prefix

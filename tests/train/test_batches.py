@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metier.train.batches import Batches, Piece, best_fit, micros, size_of, split, targets_of
+from metier.train.batches import (
+    Batches,
+    Piece,
+    best_fit,
+    micros,
+    shared_prefix,
+    size_of,
+    split,
+    targets_of,
+    weight_of,
+    within,
+)
 
 
 def piece(length: int, start: int = 0, name: str = "p") -> Piece:
@@ -114,3 +125,62 @@ def test_a_prompt_is_no_target_and_neither_is_the_first_token():
 
 def test_micro_steps_for_a_dev_loss_keep_the_order_and_the_limit():
     assert [[len(p) for p in micro] for micro in micros(corpus([5, 6, 30, 2, 3]), 12)] == [[5, 6], [30], [2, 3]]
+
+
+def opening(length: int, shared: int, first_target: int, name: str = "p") -> Piece:
+    """A piece that begins 0, 1, 2 ... for `shared` tokens and goes on in its own way."""
+    ids = [*range(shared), *(1000 * length + i for i in range(length - shared))]
+    return Piece.of(name, ids, [i >= first_target for i in range(length)])
+
+
+def test_what_opens_every_piece_is_shared():
+    assert shared_prefix([opening(40, 20, 30), opening(50, 25, 26), opening(41, 22, 33)]).tolist() == list(range(20))
+
+
+@given(st.lists(st.tuples(st.integers(12, 40), st.integers(0, 40), st.integers(1, 40)), min_size=2, max_size=6))
+def test_the_shared_opening_holds_no_target_nor_the_token_before_one(drawn: list[tuple[int, int, int]]):
+    pieces = [opening(n, min(shared, n), min(first, n - 1)) for n, shared, first in drawn]
+    prefix = shared_prefix(pieces)
+    if prefix is None:
+        return
+    assert len(prefix) >= 8
+    for one in pieces:
+        assert one.ids[: len(prefix)].tolist() == prefix.tolist()
+        assert not one.targets[: len(prefix) + 1].any()
+
+
+def test_too_short_an_opening_is_not_shared():
+    assert len(shared_prefix([opening(40, 8, 20), opening(50, 8, 20)])) == 8
+    assert shared_prefix([opening(40, 7, 20), opening(50, 7, 20)]) is None
+    assert shared_prefix([opening(40, 20, 8), opening(50, 20, 20)]) is None  # a target soon after
+    assert shared_prefix([opening(40, 20, 0), opening(50, 20, 20)]) is None  # all of it is trained
+    assert shared_prefix([opening(40, 20, 30)]) is None  # nobody to share with
+    assert shared_prefix([]) is None
+
+
+def test_prompts_may_weigh_a_part():
+    weighted = Piece.of("a", [1, 2, 3, 4], [False, False, True, True], prompt_weight=0.25)
+    assert weighted.trained == 3
+    assert weighted.weight == 2.25
+    assert weight_of([weighted, piece(5)]) == 6.25
+    assert weight_of([piece(5), piece(3)]) == targets_of([piece(5), piece(3)]) == 6
+
+
+def test_a_part_keeps_its_weights():
+    part = Piece.of("a", [1, 2, 3, 4], [False, False, True, True], prompt_weight=0.25).part(1, 3)
+    assert part.targets.tolist() == [False, True]
+    assert part.weight == 1.0
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(10, 80))
+def test_micro_steps_hold_all_blocks_within_the_limit(lengths: list[int], tokens: int):
+    blocks = [(one,) for one in corpus(lengths)]
+    window = within(blocks, tokens)
+    assert sorted(p.id for micro in window for p in micro) == sorted(p.id for (p,) in blocks)
+    assert all(size_of(micro) <= tokens or len(micro) == 1 for micro in window)
+
+
+def test_windows_may_be_cut_by_tokens():
+    window, *_ = batches(block_size=None, replay=(), micro_tokens=40).windows(0)
+    assert len([p for micro in window for p in micro]) == 4
+    assert all(size_of(micro) <= 40 for micro in window)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from exactly import stirred
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import fakes
-from exactly import stirred
 from metier.models.adapter import LoraSettings, add_lora
 from metier.train.fast import gpt2, llama, ops
 from metier.train.fast.linear import Dense, Group, resolve
@@ -46,7 +46,9 @@ def test_what_stands_before_linear_layers(name: str, frozen: bool):
     out, wanted = Apply.apply(before, *given), plain(*given)
     torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-6)
     for found, expected in zip(
-        torch.autograd.grad((out * toward).sum(), wants), torch.autograd.grad((wanted * toward).sum(), wants), strict=True
+        torch.autograd.grad((out * toward).sum(), wants),
+        torch.autograd.grad((wanted * toward).sum(), wants),
+        strict=True,
     ):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

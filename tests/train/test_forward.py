@@ -1,4 +1,4 @@
-"""The fast path is exact: loss and every gradient equal those of each sequence alone through the model's own forward."""
+"""The fast path is exact: loss and every gradient are those of each sequence alone through the model's own forward."""
 
 import contextlib
 import math
@@ -6,17 +6,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import (
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
-
-import fakes
 from exactly import (
     FP32,
     assert_exact,
@@ -28,6 +17,17 @@ from exactly import (
     taken_gradients,
     without_dropout,
 )
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+import fakes
 from metier.core.errors import ModelError
 from metier.models.adapter import LoraSettings, add_lora
 from metier.models.shape import freeze_all_but, output_head

@@ -12,7 +12,9 @@ from metier.train.head import HeadLoss
 T, C, V = 37, 16, 53
 
 
-def inputs(*, weighted: bool, biased: bool, trained: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+def inputs(
+    *, weighted: bool, biased: bool, trained: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
     torch.manual_seed(0)
     hidden = torch.randn(T, C, requires_grad=True)
     weight = torch.randn(V, C, requires_grad=trained)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from exactly import pieces_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exactly import pieces_of
 from metier.train.batches import Piece, shared_prefix
 from metier.train.rows import BUCKET_WASTE, FILLED, Row, bucket_order, pack
 

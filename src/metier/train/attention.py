@@ -2,8 +2,8 @@
 
 Queries, keys and values are gathered into (sequences, longest, heads, head_dim), bucket by bucket, and scattered back.
 Padding stands at the right, so causality hides it from every real token. A shared prefix's keys are put before those of
-each sequence that attends to it. On a CPU short sequences attend in the textbook form, by hand through backward: it takes
-a quarter of the time of torch's fused kernel there (L = 200, 32 heads of 64: 7 ms against 29 ms).
+each sequence that attends to it. On a CPU short sequences attend in the textbook form, by hand through backward: it
+takes a quarter of the time of torch's fused kernel there (L = 200, 32 heads of 64: 7 ms against 29 ms).
 
 Shapes: H heads, G key/value heads, D head_dim, S sequences of a bucket, L their queries, K their keys.
 """
@@ -69,9 +69,7 @@ def _behind(prefix: Tensor | None, x_SGKD: Tensor) -> Tensor:  # noqa: N803
     return torch.cat([before, x_SGKD], dim=2)
 
 
-def _bucket(
-    q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, scale: float, dropout: float
-) -> Tensor:
+def _bucket(q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, scale: float, dropout: float) -> Tensor:
     if k.shape[2] > SHORT or q.device.type != "cpu":
         return _fused(q, k, v, own, offset, scale, dropout)
     at_once = max(1, SCORES // (q.shape[1] * q.shape[2] * k.shape[2]))
@@ -91,10 +89,8 @@ def _future(q: Tensor, k: Tensor, own: Tensor | None, offset: int) -> Tensor:
     return (columns > own[..., None] + offset)[:, None, None]
 
 
-def _fused(
-    q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, scale: float, dropout: float
-) -> Tensor:
-    """torch's own kernel: no L x K scores in memory. Queries of a prefix are made up, for it aligns the two at the left."""
+def _fused(q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, scale: float, dropout: float) -> Tensor:
+    """torch's own kernel: no L x K scores in memory. A prefix gets made-up queries: it aligns both at the left."""
     grouped = q.shape[1] != k.shape[1]
     if own is not None:
         mask = ~_future(q, k, own, offset)[:, :, 0]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from metier.models.shape import blocks
+from metier.models.shape import blocks, input_embeddings
 from metier.train.rows import Row
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def count(model: "PreTrainedModel", row: Row, *, frozen: int, cached: bool) -> f
     Each matrix: twice its size a token forward; as much for the gradient to its input, where something before it
     trains; as much for its own gradient, where it trains. Attention: four times heads x head_dim for each pair of a
     query and a key that it may see, and twice that backward. The last block's queries, output projection and MLP, and
-    the head, count at targets only; the frozen lower blocks (`frozen` of them) forward only, and not at all if `cached`.
+    the head, count at targets only; the frozen lower blocks (`frozen` of them) forward only, if `cached` not at all.
     """
     tokens = row.prefix + sum(end - start for _, start, end in row.parts)
     targets = len(row.sources)
@@ -35,6 +35,7 @@ def count(model: "PreTrainedModel", row: Row, *, frozen: int, cached: bool) -> f
     for index, layer in enumerate(layers):
         if index < frozen and cached:
             continue
+        before = input_embeddings(model).weight.requires_grad or _norms_train(layer)
         last = index == len(layers) - 1
         learns = index >= frozen
         for name, module in layer.named_modules():
@@ -42,8 +43,8 @@ def count(model: "PreTrainedModel", row: Row, *, frozen: int, cached: bool) -> f
                 continue
             path = name.split(".")
             at_sources = last and not KEYS.intersection(path)
-            # nothing before the first trained block needs a gradient; an adapter's inner side needs one all the same
-            passes_on = learns and (index > frozen or "lora_B" in path or not FIRST.intersection(path))
+            # what reads the first trained block's input passes nothing on, but for an adapter's outer side
+            passes_on = learns and (index > frozen or before or "lora_B" in path or not FIRST.intersection(path))
             trained = module.weight.requires_grad
             total += (targets if at_sources else tokens) * 2.0 * _size(module) * (1 + passes_on + trained)
         total += heads * _pairs(row, only_sources=last) * (3 if learns else 1)
@@ -55,11 +56,17 @@ def count(model: "PreTrainedModel", row: Row, *, frozen: int, cached: bool) -> f
     return total
 
 
+def _norms_train(layer: nn.Module) -> bool:
+    """Whether anything of a block trains that is not in a linear layer: then its first layers pass a gradient on."""
+    modules = (module for module in layer.modules() if not isinstance(module, nn.Linear | Conv1D))
+    return any(p.requires_grad for module in modules for p in module.parameters(recurse=False))
+
+
 def _size(module: nn.Module) -> int:
     """The entries of its matrix, however they are packed."""
     if isinstance(module, nn.Linear):
         return module.in_features * module.out_features
-    return int(module.weight.numel())  # type: ignore[operator, union-attr]
+    return int(module.weight.numel())  # type: ignore[operator]
 
 
 def _pairs(row: Row, *, only_sources: bool) -> float:

@@ -1,14 +1,14 @@
 """A micro-step's loss and gradients, exact and with little waste: the one way in which training uses a model.
 
-- pieces share a row without padding and without seeing each other; a prefix that opens them all is computed once (`rows`)
+- pieces share a row without padding or seeing each other; a prefix that opens them all is computed once (`rows`)
 - the blocks of known architectures run without what their own forward wastes (`fast`); others through their own forward
 - in the last block, queries, the output projection and the MLP are computed only where a next token is a target
 - the output head and the loss only there too, without full logits (`head`)
-- blocks below the first trained parameter keep nothing for backward, run without dropout, and their output can come from a
-  `PrefixCache`
+- blocks below the first trained parameter keep nothing for backward, run without dropout, and their output can come
+  from a `PrefixCache`
 
-Each equals the plain forward pass of transformers to rounding: tests compare loss and gradients in float32 within 1e-5, and
-`check_exact` compares the loss of every model that is trained with the model's own, before training.
+Each equals the plain forward pass of transformers to rounding: tests compare loss and gradients in float32 within 1e-5,
+and `check_exact` compares the loss of every model that is trained with the model's own, before training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,10 +46,10 @@ FAMILIES = (llama, gpt2)
 class Forward:
     """Loss and gradients of a model, inside a `with` block.
 
-    model: a transformers model, perhaps with adapter layers inside (not the PeftModel around it). prefix: token ids that
-    open most pieces. label_smoothing: of the training loss. neftune: the alpha of the noise on the embeddings while
-    training (arXiv 2310.05914). checkpointing: recompute each block in backward instead of keeping what is in it. cache:
-    for the frozen lower blocks.
+    model: a transformers model, perhaps with adapter layers inside (not the PeftModel around it). prefix: token ids
+    that open most pieces. label_smoothing: of the training loss. neftune: the alpha of the noise on the embeddings
+    while training (arXiv 2310.05914). checkpointing: recompute each block in backward instead of keeping what is in it.
+    cache: for the frozen lower blocks.
     """
 
     def __init__(
@@ -79,7 +79,9 @@ class Forward:
         self._learning = False
 
     def __enter__(self) -> Self:
-        import os; os.environ.get("NOKEEP") or self._stack.enter_context(kept_memory())
+        import os
+
+        os.environ.get("NOKEEP") or self._stack.enter_context(kept_memory())
         self._stack.enter_context(_packed_attention(self.model))
         return self
 
@@ -135,7 +137,8 @@ class Forward:
                 x = block(x, row, context, last)
         if not few or self.frozen == len(body.blocks):
             x = x.index_select(0, row.sources)
-        return body.finish(x)
+        finished: Tensor = body.finish(x)
+        return finished
 
     def _lower(self, row: Row, context: Any) -> Tensor:
         """What comes out of the frozen lower blocks, or the embeddings: (N, hidden)."""

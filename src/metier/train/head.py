@@ -1,7 +1,7 @@
 """The output head and its loss, only where there is a target, chunk by chunk: full logits never exist.
 
-Loss and gradients are computed in one go (as Liger Kernel's fused linear cross entropy does, arXiv 2410.10989): a chunk's
-scores turn in place into their gradient, which is multiplied back at once. Costs one chunk of scores.
+Loss and gradients are computed in one go (as Liger Kernel's fused linear cross entropy does, arXiv 2410.10989): a
+chunk's scores turn in place into their gradient, which is multiplied back at once. Costs one chunk of scores.
 
 Shapes: T targets, C hidden size, V vocabulary.
 """
@@ -38,6 +38,7 @@ class HeadLoss(torch.autograd.Function):
         smoothing: float,
         dtype: torch.dtype,
     ) -> Tensor:
+        """The loss, and with it all gradients."""
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         wants_any = wants_hidden or wants_weight or wants_bias
         matrix = weight.detach().to(dtype)
@@ -66,6 +67,7 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """Of hidden, weight and bias."""
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         scale = grads[0]
         of_weight, of_bias = ctx.dtypes

@@ -1,9 +1,10 @@
 """A frozen base in 8 bits that is faster than 16: both the layer's product and its gradient run in int8.
 
 Weights are rounded to int8 per output channel, activations per token as they come; products are summed in int32
-(`torch._int_mm`: VNNI on a CPU, int8 tensor cores on a GPU) and scaled back. The gradient to the input is the same with the
-output's gradient, whose columns take the weights' scales before they are rounded. Adapters beside it stay in floating
-point. Not what bitsandbytes calls 8-bit (LLM.int8), which keeps outlier columns in 16 bits and multiplies there.
+(`torch._int_mm`: VNNI on a CPU, int8 tensor cores on a GPU) and scaled back. The gradient to the input is the same with
+the output's gradient, whose columns take the weights' scales before they are rounded. Adapters beside it stay in
+floating point. Not what bitsandbytes calls 8-bit (LLM.int8), which keeps outlier columns in 16 bits and multiplies
+there.
 
 Shapes: N tokens. Costs one byte a weight and 4 a row.
 """
@@ -18,6 +19,7 @@ from metier.train.fast.ops import parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
 
 def quantized(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Each row of x (N, C), its columns first multiplied by `columns`, as int8 (N, C) and its scale (N, 1), float32."""

@@ -1,4 +1,4 @@
-"""What frozen lower blocks make of a piece, computed once and read back in later epochs (Liu et al. 2021, arXiv 2102.01386).
+"""What frozen lower blocks make of a piece, computed once and read back (Liu et al. 2021, arXiv 2102.01386).
 
 Exact: frozen blocks see a piece alone and run without dropout, so they give the same numbers each time. Kept in memory,
 or in a file that is mapped into it (and survives a stop), by the content of the pieces. Costs hidden size x 2 bytes a
@@ -116,8 +116,8 @@ class PrefixCache:
 
 
 def make(kind: Kind, *, tokens: int, width: int, dtype: torch.dtype, folder: Path) -> PrefixCache | None:
-    """The cache that a setting asks for. auto: in memory where it takes at most a quarter of what is free, else in a file
-    where it takes at most half of the disk's free space, else none.
+    """The cache that a setting asks for. auto: in memory where it takes at most a quarter of what is free, else in a
+    file where it takes at most half of the disk's free space, else none.
     """
     size = tokens * width * dtype.itemsize
     if kind == "auto":
@@ -139,7 +139,7 @@ def room_for(pieces: Iterable[Piece], prefix: Ids | None) -> int:
 
 
 def _piece_name(piece: Piece, laid: int) -> str:
-    """Of a piece that stands in its row with the last `laid` of its tokens: the same ids may also open with a target."""
+    """Of a piece that is laid with the last `laid` of its tokens: with other targets, the same ids are laid whole."""
     return _name(piece.ids, f"piece {laid}")
 
 

@@ -2,9 +2,9 @@
 
 Shapes: N tokens of the row, S sequences of a bucket, L its longest, P tokens of a shared prefix, T targets.
 
-A prefix that opens pieces (the text of a prompt template) is laid once, at the row's start, and their other tokens attend
-to it as if it stood before each: positions go on from it. Exact as long as nothing in the prefix is a target, because
-under causal attention what comes after a token changes nothing in it. Costs a few microseconds a piece.
+A prefix that opens pieces (the text of a prompt template) is laid once, at the row's start, and their other tokens
+attend to it as if it stood before each: positions go on from it. Exact as long as nothing in the prefix is a target,
+because under causal attention what comes after a token changes nothing in it. Costs a few microseconds a piece.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from metier.train.batches import Ids, Piece
 BUCKET_WASTE = 0.25
 """A bucket ends where the next sequence is that share shorter than the bucket's longest."""
 FILLED = 16
-"""Rows are filled up to a multiple of the power of two that is at most this part of them: preparing for a new shape costs
-a CPU's matrix kernels up to a fifth of a step."""
+"""Rows are filled up to a multiple of the power of two that is at most this part of them: preparing for a new shape
+costs a CPU's matrix kernels up to a fifth of a step."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -156,7 +156,8 @@ def pack(pieces: Sequence[Piece], prefix: Ids | None = None) -> Row:
 
 def bucket_order(lengths: Sequence[int], shared: Sequence[bool]) -> list[list[int]]:
     """Sequences sorted into buckets of similar length; those that attend to the prefix apart from those that do not."""
-    order = sorted(range(len(lengths)), key=lambda i: (shared[i], -lengths[i]))  # stable: equal lengths keep their order
+    # stable: equal lengths keep their order
+    order = sorted(range(len(lengths)), key=lambda i: (shared[i], -lengths[i]))
     buckets: list[list[int]] = []
     for index in order:
         first = buckets[-1][0] if buckets else -1

@@ -55,6 +55,7 @@ class Block:
 
     def __init__(self, block: Any, dtype: torch.dtype, fallback: Fallback):
         self.module: nn.Module = block
+        self._block = block
         self._qkv = Group(LayerNorm(block.ln_1.eps, dtype), [block.attn.c_attn], fallback)
         self._o = Group(Identity(), [block.attn.c_proj], fallback)
         self._in = Group(LayerNorm(block.ln_2.eps, dtype), [block.mlp.c_fc], fallback)
@@ -62,9 +63,10 @@ class Block:
 
     def __call__(self, x: Tensor, row: Row, context: tuple[()], only_sources: bool = False) -> Tensor:  # noqa: ARG002
         """x (N, hidden) to (N, hidden), or with `only_sources` to (T, hidden), keys and values still from all."""
-        attention, block = self.module.attn, self.module
+        attention, block = self._block.attn, self._block
         (projected,) = self._qkv(x, block.ln_1.weight, block.ln_1.bias)
-        q, k, v = (part.unflatten(1, (attention.num_heads, attention.head_dim)) for part in projected.chunk(3, dim=1))
+        heads = (-1, attention.num_heads, attention.head_dim)
+        q, k, v = (part.view(heads) for part in projected.chunk(3, dim=1))
         if only_sources:
             q, x = q.index_select(0, row.sources), x.index_select(0, row.sources)
         drop = attention.attn_dropout.p if attention.training else 0.0

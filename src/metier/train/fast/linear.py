@@ -1,8 +1,9 @@
 """Linear layers with a frozen weight and a low-rank adapter: one autograd step for all that read the same input.
 
-y_i = x W_i^T + b_i + s_i (drop(x) A_i^T) B_i^T, the formula of LoRA (arXiv 2106.09685) as PEFT computes it, but that layers
-with one input share its dropout. Only what x comes from and the thin products are kept; what stands before the layers (a norm, an activation) is done again in backward. W may be of any storage (`Weight`): a parameter in another type is cast as it is used. What has no
-plain formula here (DoRA) goes through its own module.
+y_i = x W_i^T + b_i + s_i (drop(x) A_i^T) B_i^T, the formula of LoRA (arXiv 2106.09685) as PEFT computes it, but that
+layers with one input share its dropout. Only what x comes from and the thin products are kept; what stands before the
+layers (a norm, an activation) is done again in backward. W may be of any storage (`Weight`): a parameter in another
+type is cast as it is used. What has no plain formula here (DoRA) goes through its own module.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +22,9 @@ from metier.train.int8 import Int8Linear
 class Weight(Protocol):
     """A frozen or trained matrix (out, in), however it is stored."""
 
-    parameter: Tensor
-    """What may be trained; the others are frozen."""
+    @property
+    def parameter(self) -> Tensor:
+        """What may be trained; the others are frozen."""
 
     def prepared(self, x: Tensor) -> Any:
         """What `forward` takes for x (N, in): the same for all weights of its kind."""
@@ -126,7 +128,8 @@ def resolve(module: nn.Module) -> Linear | None:
     if type(base) is nn.Linear:
         return Linear(module, Dense(base.weight), base.bias, adapter)
     if type(base) is Conv1D:
-        return Linear(module, Dense(base.weight, turned=True), base.bias, adapter)
+        turned: Any = base  # transformers comes without types
+        return Linear(module, Dense(turned.weight, turned=True), turned.bias, adapter)
     if isinstance(base, Int8Linear):
         return Linear(module, base.frozen, base.bias, adapter)
     if isinstance(base, Packed):

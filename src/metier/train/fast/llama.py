@@ -58,7 +58,7 @@ class Block:
     def __init__(self, layer: Any, dtype: torch.dtype, fallback: Fallback):
         attention, mlp = layer.self_attn, layer.mlp
         self.module: nn.Module = layer
-        self._attention = attention
+        self._layer = layer
         first = RmsNorm(layer.input_layernorm.variance_epsilon, dtype)
         second = RmsNorm(layer.post_attention_layernorm.variance_epsilon, dtype)
         self._q = Group(first, [attention.q_proj], fallback)
@@ -71,8 +71,8 @@ class Block:
     def __call__(self, x: Tensor, row: Row, context: tuple[Tensor, Tensor], only_sources: bool = False) -> Tensor:
         """x (N, hidden) to (N, hidden), or with `only_sources` to (T, hidden), keys and values still from all."""
         cos, sin = context
-        attention, width = self._attention, self._attention.head_dim
-        weight = self.module.input_layernorm.weight
+        attention, width = self._layer.self_attn, self._layer.self_attn.head_dim
+        weight = self._layer.input_layernorm.weight
         if only_sources:
             k, v = self._kv(x, weight)
             x = x.index_select(0, row.sources)
@@ -88,5 +88,5 @@ class Block:
             q, k, v.view(len(v), -1, width), row, scale=attention.scaling, dropout=drop, only_sources=only_sources
         )
         x = x + self._o(seen)[0]
-        gate, up = self._in(x, self.module.post_attention_layernorm.weight)
+        gate, up = self._in(x, self._layer.post_attention_layernorm.weight)
         return x + self._out(gate, up)[0]

@@ -6,7 +6,7 @@ in a core's cache: measured there at 768 x 2048 in bfloat16, torch's rms_norm ta
 Shapes: N rows, C columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,11 +27,13 @@ def parts(x: Tensor) -> Iterator[slice]:
 class Before(Protocol):
     """A step whose result is the input of linear layers; cheap enough to be done again in backward."""
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The result, (N, C)."""
+    @property
+    def forward(self) -> Callable[..., Tensor]:
+        """From the inputs the result, (N, C)."""
 
-    def backward(self, grad: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of the inputs from the result's."""
+    @property
+    def backward(self) -> Callable[..., tuple[Tensor | None, ...]]:
+        """From the result's gradient and the inputs, their gradients."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class RmsNorm:
 
     def _inverse(self, h: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-        return norm.square_().div_(h.shape[-1]).add_(self.eps).rsqrt_()
+        inverse: Tensor = norm.square_().div_(h.shape[-1]).add_(self.eps).rsqrt_()
+        return inverse
 
 
 @dataclass(frozen=True)
@@ -148,12 +151,14 @@ class Apply(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, before: Before, *inputs: Tensor) -> Tensor:
+        """What `before` makes of the inputs."""
         ctx.before = before
         ctx.save_for_backward(*inputs)
         return before.forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """Of the inputs."""
         return None, *ctx.before.backward(grads[0], *ctx.saved_tensors)
 
 
@@ -162,11 +167,13 @@ class Rotate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(N, heads, D)."""
         ctx.save_for_backward(cos, sin)
         return _rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        """Of x: turned back."""
         cos, sin = ctx.saved_tensors
         return _rotated(grads[0], cos, -sin), None, None
 

@@ -1,0 +1,146 @@
+"""int8 layers stay near the float ones, forward and backward, and replace nothing but what lies in the blocks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exactly import FP32, assert_exact, packed, pieces_of, stirred
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import fakes
+from metier.core.errors import ModelError
+from metier.models.adapter import LoraSettings, add_lora
+from metier.train.batches import shared_prefix
+from metier.train.fast import ops
+from metier.train.forward import Forward, check_exact
+from metier.train.int8 import Int8Linear, Int8Weight, quantize_, quantized
+
+N, IN, OUT = 40, 64, 96
+
+
+def llama(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=265,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        initializer_range=0.1,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def far(found: Tensor, wanted: Tensor) -> float:
+    """The error's share of what is wanted, by norms."""
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
+def frozen(weight: Tensor) -> Int8Weight:
+    rounded, scale = quantized(weight)
+    return Int8Weight(rounded, scale[:, 0])
+
+
+@pytest.mark.parametrize("elements", [64, 2**18])
+def test_products_are_within_two_percent(monkeypatch: pytest.MonkeyPatch, elements: int):
+    monkeypatch.setattr(ops, "ELEMENTS", elements)
+    torch.manual_seed(0)
+    weight, x, dy = torch.randn(OUT, IN) * torch.rand(OUT, 1), torch.randn(N, IN), torch.randn(N, OUT)
+    held = frozen(weight)
+    assert far(held.forward(held.prepared(x)), x @ weight.t()) < 0.02
+    assert far(held.backward(dy, None), dy @ weight) < 0.02
+    into = torch.ones(N, IN)
+    assert held.backward(dy, into) is into
+    assert far(into, 1 + dy @ weight) < 0.02
+
+
+def test_rounding_changes_neither_what_it_rounds_nor_more_than_half_a_step():
+    torch.manual_seed(0)
+    x = torch.randn(N, IN)
+    before = x.clone()
+    rounded, scale = quantized(x)
+    assert torch.equal(x, before)
+    assert rounded.abs().amax(-1).tolist() == [127] * N
+    assert ((rounded * scale - x).abs() <= scale * 0.5001).all()
+
+
+def test_rows_of_zeros_stay_zeros():
+    held = frozen(torch.zeros(OUT, IN))
+    assert not held.forward(held.prepared(torch.randn(N, IN))).any()
+    assert not held.backward(torch.randn(N, OUT), None).any()
+    held = frozen(torch.randn(OUT, IN))
+    assert not held.forward(held.prepared(torch.zeros(N, IN))).any()
+    assert not held.backward(torch.zeros(N, OUT), None).any()
+
+
+def test_a_layer_elsewhere_than_in_training_dequantises():
+    torch.manual_seed(0)
+    linear = nn.Linear(IN, OUT)
+    before = linear.weight.detach().clone()
+    layer = Int8Linear(linear)
+    assert torch.equal(linear.weight, before)
+    assert (layer.in_features, layer.out_features, layer.weight.dtype) == (IN, OUT, torch.int8)
+    assert layer.bias is linear.bias
+    assert not layer.weight.requires_grad
+    x = torch.randn(3, 5, IN)
+    assert far(layer(x), linear(x)) < 0.02
+    assert layer.dequantized(torch.bfloat16).dtype == torch.bfloat16
+    assert layer.state_dict().keys() == {"weight", "scale", "bias"}
+
+
+def test_only_the_linear_layers_of_blocks_are_replaced():
+    model = llama()
+    head, embeddings = model.lm_head.weight, model.model.embed_tokens.weight
+    quantize_(model)
+    replaced = [name for name, module in model.named_modules() if isinstance(module, Int8Linear)]
+    assert len(replaced) == 2 * 7
+    assert all(name.startswith("model.layers.") for name in replaced)
+    assert model.lm_head.weight is head
+    assert model.model.embed_tokens.weight is embeddings
+    assert {p.dtype for name, p in model.named_parameters() if "norm" in name} == {torch.float32}
+
+
+def test_a_model_without_linear_layers_is_refused():
+    with pytest.raises(ModelError, match="no linear layers") as caught:
+        quantize_(fakes.tiny("gpt2"))
+    assert (caught.value.where, caught.value.value) == ("quantize", "int8")
+
+
+def test_sides_that_are_no_multiples_of_eight_are_refused():
+    model = llama()
+    model.model.layers[1].mlp.up_proj = nn.Linear(64, 100, bias=False)
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj is 100 x 64, and int8 needs multiples of 8"):
+        quantize_(model)
+
+
+def adapted(*, int8: bool) -> LlamaForCausalLM:
+    model = llama()
+    if int8:
+        quantize_(model)
+    torch.manual_seed(1)
+    stirred(add_lora(model, LoraSettings(r=4)), std=0.02)
+    return model
+
+
+@pytest.mark.parametrize("data", ["all", "sft"])
+def test_lora_learns_nearly_the_same_on_it(data: str):
+    pieces = pieces_of(data)
+    prefix = shared_prefix(pieces)
+    exact, wanted = packed(Forward(adapted(int8=False), precision=FP32, prefix=prefix), pieces)
+    near, found = packed(Forward(adapted(int8=True), precision=FP32, prefix=prefix), pieces)
+    assert near == pytest.approx(exact, rel=0.01)
+    assert near != exact
+    assert found.keys() == wanted.keys()
+    a, b = (torch.cat([g[name].flatten() for name in wanted]) for g in (found, wanted))
+    assert F.cosine_similarity(a, b, dim=0) > 0.98
+
+
+def test_a_model_in_int8_passes_the_check():
+    check_exact(adapted(int8=True), pieces_of("all"), FP32)
+
+
+def test_a_frozen_base_of_floats_stays_exact():
+    assert_exact(Forward(adapted(int8=False), precision=FP32), pieces_of("all"))
