@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from metier.core.errors import ModelError
-from metier.models.quantized import Packed
 from metier.models.shape import blocks, input_embeddings
 from metier.train.attention import transformers_attention
 from metier.train.batches import Ids, Piece
@@ -30,7 +29,7 @@ from metier.train.fast import gpt2, llama
 from metier.train.flops import count
 from metier.train.head import HeadLoss
 from metier.train.int8 import Int8Linear
-from metier.train.memory import kept_memory, returned_memory
+from metier.train.memory import kept_memory
 from metier.train.precision import Precision
 from metier.train.prefix_cache import PrefixCache
 from metier.train.rows import Row, pack
