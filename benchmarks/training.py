@@ -27,7 +27,7 @@ from benchmarks.rows import RESULTS, Row, hardware, write
 
 HERE = Path(__file__).parent
 THREADS = 2
-ROUNDS = 3
+ROUNDS = 2
 LORA = {"lora": {"r": 16, "alpha": 32, "targets": "all-linear"}}
 LORA_GPT2 = {"lora": {"r": 16, "alpha": 32, "targets": ["c_attn"]}}
 ENVIRONMENT = {
@@ -124,18 +124,14 @@ SFT6 = Case(
     LORA,
     (
         by.METIER,
-        by.TRL,
+        by.LLAMAFACTORY_PACKED,
         by.METIER_INT8,
         by.LLAMAFACTORY,
+        by.TRL_PACKED,
+        by.TRL,
         by.LITGPT,
         by.NOTEBOOK,
-        by.TRL_DEFAULTS,
-        by.TRL_PACKED,
-        by.LLAMAFACTORY_DEFAULTS,
-        by.LLAMAFACTORY_PACKED,
-        by.LITGPT_DEFAULTS,
     ),
-    steps=2,
 )
 SFT22 = Case(
     "sft22",
@@ -143,7 +139,7 @@ SFT22 = Case(
     "tinyllama22",
     "sft",
     LORA,
-    (by.METIER, by.TRL, by.METIER_INT8, by.LLAMAFACTORY_PACKED, by.LITGPT, by.LLAMAFACTORY, by.NOTEBOOK),
+    (by.METIER, by.LLAMAFACTORY_PACKED, by.METIER_INT8, by.LLAMAFACTORY, by.TRL_PACKED, by.NOTEBOOK),
 )
 GPT2 = Case(
     "gpt2",
@@ -153,6 +149,42 @@ GPT2 = Case(
     LORA_GPT2,
     (by.METIER, by.TRL, by.TRL_DEFAULTS),
     steps=2,
+)
+FROZEN = Case(
+    "frozen",
+    "Last blocks only, TinyLlama's shape, rows of 512 tokens, the second epoch",
+    "tinyllama22",
+    "causal512",
+    "full",
+    (
+        by.METIER_LAST_4_CACHED,
+        by.METIER_LAST_4,
+        by.METIER_FULL,
+        by.METIER_LAST_2_CACHED,
+        by.METIER_LAST_2,
+        by.METIER_LORA_4_CACHED,
+        by.METIER_LORA_4,
+    ),
+    examples=8,
+    epochs=2,
+)
+SHARED = Case(
+    "shared",
+    "Prompts shared or not, LoRA, TinyLlama's shape with 6 layers",
+    "tinyllama6",
+    "sft",
+    LORA,
+    (by.METIER, by.METIER_UNSHARED),
+    steps=2,
+)
+QUANTIZED = Case(
+    "quantized",
+    "What each kind of base costs, LoRA, TinyLlama's shape with all 22 layers, micro-steps of 256 tokens",
+    "tinyllama22",
+    "sft",
+    LORA,
+    (by.METIER_SMALL, by.METIER_SMALL_INT8, by.METIER_8BIT, by.METIER_4BIT),
+    examples=4,
 )
 
 
@@ -176,10 +208,47 @@ def gpt2(case: Case) -> list[Row]:
     return [ratio(f"{case.title}: tokens a second", found, by.METIER, found.fastest_peer(), 2.0)]
 
 
+def frozen(case: Case) -> list[Row]:
+    """What the cache gives to the epochs after the first, and what it all gives beside full fine-tuning."""
+    found = run(case)
+    losses = [found.results[c.name][-1]["losses"] for c in (by.METIER_LAST_4_CACHED, by.METIER_LAST_4)]
+    apart = max(abs(a - b) for a, b in zip(*losses, strict=True))
+    title = "last 4 of 22 blocks and head, TinyLlama's shape"
+    return [
+        ratio(f"{title}: later epochs, cached", found, by.METIER_LAST_4_CACHED, by.METIER_LAST_4, 1.9),
+        ratio(f"{title}: later epochs, cached, beside full", found, by.METIER_LAST_4_CACHED, by.METIER_FULL, 4.0),
+        Row(f"{title}: losses with and without the cache, difference", apart, 1e-3, "nats", "lower"),
+    ]
+
+
+def shared(case: Case) -> list[Row]:
+    """How much of the saving in tokens appears as a saving in time."""
+    found = run(case)
+    part = found.results[by.METIER.name][-1]["settings"]
+    useful = found.results[by.METIER.name][-1]["useful_tokens"]
+    saved = part["spared_tokens"] / useful
+    each = [(1 - 1 / r) / saved for r in found.ratios(by.METIER, by.METIER_UNSHARED)]
+    print(f"shared: {saved:.1%} of the tokens are spared")
+    return [share("shared prompts: saving in time over saving in tokens", each, 0.9)]
+
+
+def quantized(case: Case) -> list[Row]:
+    """Memory of the quantised bases, all of the process."""
+    found = run(case, rounds=1)
+    kinds = {"8-bit": by.METIER_8BIT, "4-bit": by.METIER_4BIT}
+    return [
+        Row(f"LoRA on a {kind} base, TinyLlama's shape: peak memory", found.memory(c) / 1e9, 3.0, "GB", "lower")
+        for kind, c in kinds.items()
+    ]
+
+
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "sft6": lambda: sft(SFT6),
     "sft22": lambda: sft(SFT22),
     "gpt2": lambda: gpt2(GPT2),
+    "frozen": lambda: frozen(FROZEN),
+    "shared": lambda: shared(SHARED),
+    "quantized": lambda: quantized(QUANTIZED),
 }
 
 

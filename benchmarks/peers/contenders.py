@@ -39,8 +39,47 @@ class Contender:
         return self.run not in ("metier", "notebook")
 
 
-METIER = Contender("Metier", "metier", None)
-METIER_INT8 = Contender("Metier, int8 base", "metier", None, {"quantize": "int8"})
+MICRO = {"micro_tokens": 2048}
+METIER = Contender("Metier", "metier", None, MICRO)
+METIER_INT8 = Contender("Metier, int8 base", "metier", None, {"quantize": "int8", **MICRO})
+METIER_UNSHARED = Contender("Metier, prompts not shared", "metier", None, {"share_prompts": False, **MICRO})
+
+LAST_4, LAST_2 = {"freeze": {"blocks": 4}}, {"freeze": {"blocks": 2}}
+CACHED = {"prefix_cache": True, **MICRO}
+METIER_FULL = Contender("Metier, full", "metier", None, MICRO, method="full")
+METIER_LAST_4 = Contender("Metier, last 4 blocks and head, no cache", "metier", None, MICRO, method=LAST_4)
+METIER_LAST_4_CACHED = Contender("Metier, last 4 blocks and head, cached", "metier", None, CACHED, method=LAST_4)
+METIER_LAST_2 = Contender("Metier, last 2 blocks and head, no cache", "metier", None, MICRO, method=LAST_2)
+METIER_LAST_2_CACHED = Contender("Metier, last 2 blocks and head, cached", "metier", None, CACHED, method=LAST_2)
+LAST_4_LORA = {
+    "lora": {
+        "r": 16,
+        "alpha": 32,
+        "targets": [
+            f"layers.{n}.{m}"
+            for n in range(18, 22)
+            for m in (
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "self_attn.o_proj",
+                "mlp.gate_proj",
+                "mlp.up_proj",
+                "mlp.down_proj",
+            )
+        ],
+    }
+}
+METIER_LORA_4 = Contender("Metier, LoRA on the last 4 blocks, no cache", "metier", None, MICRO, method=LAST_4_LORA)
+METIER_LORA_4_CACHED = Contender(
+    "Metier, LoRA on the last 4 blocks, cached", "metier", None, CACHED, method=LAST_4_LORA
+)
+
+SMALL = {"micro_tokens": 256}
+METIER_SMALL = Contender("Metier, LoRA, bf16 base", "metier", None, SMALL)
+METIER_SMALL_INT8 = Contender("Metier, LoRA, int8 base", "metier", None, {"quantize": "int8", **SMALL})
+METIER_8BIT = Contender("Metier, LoRA, 8-bit base (bitsandbytes)", "metier", None, {"quantize": "8bit", **SMALL})
+METIER_4BIT = Contender("Metier, LoRA, 4-bit base (bitsandbytes)", "metier", None, {"quantize": "4bit", **SMALL})
 
 _BF16_WEIGHTS = {"model_init_kwargs": {"dtype": "bfloat16"}}
 TRL_DEFAULTS = Contender("TRL, defaults", "trl", "trl")
@@ -78,6 +117,6 @@ LLAMAFACTORY_PACKED = Contender(
 )
 
 LITGPT_DEFAULTS = Contender("LitGPT, defaults", "litgpt", "litgpt", examples=8)
-LITGPT = Contender("LitGPT", "litgpt", "litgpt", {"precision": "bf16-true", "micro_batch_size": 4}, examples=8)
+LITGPT = Contender("LitGPT", "litgpt", "litgpt", {"precision": "bf16-true", "micro_batch_size": 4}, examples=4)
 
 NOTEBOOK = Contender("notebook habit", "notebook", "trl", {"per_device_train_batch_size": 4}, examples=4)

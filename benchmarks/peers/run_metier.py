@@ -1,26 +1,35 @@
 """Metier's own loading, forward pass and loop on the same rows.
 
-settings: quantize (null or int8), micro_tokens (of a micro-step; null: all examples of a step at once), share_prompts
-(true), precision (auto).
+settings: quantize (null, int8, 8bit or 4bit), micro_tokens (of a micro-step; null: all examples of a step at once),
+share_prompts (true), prefix_cache (false), precision (auto).
 """
 
 from pathlib import Path
 from typing import Any
 
+import torch
 from measure import IGNORED, LEARNING_RATE, begin, end
-from pydantic import TypeAdapter
 
 from metier.core.events import Event, Events
-from metier.models.load import load
+from metier.models.shape import cast_, input_embeddings
 from metier.train.batches import Batches, Piece, shared_prefix, size_of
 from metier.train.checkpoint import Checkpoints
 from metier.train.forward import Forward
-from metier.train.int8 import quantize_
+from metier.train.job import load_base
 from metier.train.loop import Course, Watch, fit
-from metier.train.methods import Method, apply
-from metier.train.precision import choose
+from metier.train.methods import FreezeMethod, apply
+from metier.train.precision import best_device, choose
+from metier.train.prefix_cache import PrefixCache, room_for
+from metier.train.rows import pack
+from metier.train.stage import Tune
 
-DEFAULTS = {"quantize": None, "micro_tokens": None, "share_prompts": True, "precision": "auto"}
+DEFAULTS = {
+    "quantize": None,
+    "micro_tokens": None,
+    "share_prompts": True,
+    "prefix_cache": False,
+    "precision": "auto",
+}
 
 
 def piece(number: int, row: dict[str, Any]) -> Piece:
@@ -33,26 +42,29 @@ def main() -> None:
     if unknown := set(job.settings) - set(DEFAULTS):
         raise SystemExit(f"unknown settings: {', '.join(sorted(unknown))}")
     settings = DEFAULTS | job.settings
-    method: Method = TypeAdapter(Method).validate_python(job.method)
-    loaded = load(Path(job.model), dtype=_frozen_type(method))
-    precision = choose(settings["precision"], width=int(loaded.model.config.hidden_size))
-    if settings["quantize"] == "int8":
-        quantize_(loaded.model)
-    adapted, _ = apply(loaded.model, method, seed=job.seed)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # what trains is float32, what is frozen as it lies on disk
+    stage = Tune.model_validate(
+        {"model": job.model, "examples": "rows", "method": job.method, "quantize": settings["quantize"]}
+    )
+    precision = choose(settings["precision"], width=2048, device=best_device())
+    model = load_base(stage, Path(job.model), precision)
+    apply(model, stage.method, seed=job.seed)
+    if isinstance(stage.method, FreezeMethod):
+        cast_((p for p in model.parameters() if p.requires_grad), torch.float32)
+        cast_((p for p in model.parameters() if not p.requires_grad), precision.dtype)
     pieces = tuple(piece(number, row) for number, row in enumerate(job.rows()))
     batches = Batches(pieces, (), 0.0, None, job.examples_per_step, 1, job.seed, micro_tokens=settings["micro_tokens"])
     prefix = shared_prefix(pieces) if settings["share_prompts"] else None
-    forward = Forward(loaded.model, precision=precision, prefix=prefix)
+    embeddings = input_embeddings(model).weight
+    width, dtype = embeddings.shape[1], embeddings.dtype
+    cache = PrefixCache(room_for(pieces, prefix), width, dtype) if settings["prefix_cache"] else None
+    forward = Forward(model, precision=precision, prefix=prefix, cache=cache)
 
     def tick(event: Event) -> None:
         if event["event"] == "train":
             clock.tick()
 
     state = fit(
-        loaded.model,
+        model,
         forward,
         batches,
         course=Course(
@@ -68,16 +80,12 @@ def main() -> None:
     timed = [micro for window in windows[job.warmup : job.all_steps] for micro in window]
     clock.tokens = sum(map(size_of, timed))
     clock.losses = state.losses
-    about = {"numbers": precision.name, "shared_prompt": 0 if prefix is None else len(prefix)}
+    rows = [pack(micro, prefix) for micro in timed]
+    computed = sum(row.prefix + sum(end - start for _, start, end in row.parts) for row in rows)
+    spared = {"spared_tokens": clock.tokens - computed}
+    about = spared | {"numbers": precision.name, "shared_prompt": 0 if prefix is None else len(prefix)}
     flops = sum(map(forward.flops, timed))
     end(clock, packages=("metier", "transformers", "peft"), settings=settings | about, flops=flops)
-
-
-def _frozen_type(method: Method) -> Any:
-    """An adapter's base is held as it lies on disk; where whole weights train, all are float32."""
-    import torch
-
-    return torch.float32 if method == "full" else torch.bfloat16
 
 
 if __name__ == "__main__":

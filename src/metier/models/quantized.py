@@ -85,6 +85,7 @@ class Packed:
     """
 
     weight: Any
+    bias: torch.Tensor | None
     state: Any
 
     def train(self, mode: bool = True) -> Any:  # noqa: ARG002
@@ -97,8 +98,12 @@ class Packed:
         if weight.dtype == torch.uint8:
             whole: torch.Tensor = bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
             return whole.to(dtype)
-        scales = self.state.SCB if weight.SCB is None else weight.SCB  # it moves at the first product
-        return (weight.data * (scales / 127)[:, None]).to(dtype)
+        scales = (self.state.SCB if weight.SCB is None else weight.SCB) / 127  # it moves at the first product
+        out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        for start in range(0, len(out), 64):  # a few rows at a time, so that no float32 copy of it all is made
+            rows = slice(start, start + 64)
+            out[rows] = weight.data[rows] * scales[rows, None]
+        return out
 
 
 @cache

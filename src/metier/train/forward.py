@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from metier.core.errors import ModelError
+from metier.models.quantized import Packed
 from metier.models.shape import blocks, input_embeddings
 from metier.train.attention import transformers_attention
 from metier.train.batches import Ids, Piece
@@ -29,7 +30,7 @@ from metier.train.fast import gpt2, llama
 from metier.train.flops import count
 from metier.train.head import HeadLoss
 from metier.train.int8 import Int8Linear
-from metier.train.memory import kept_memory
+from metier.train.memory import kept_memory, returned_memory
 from metier.train.precision import Precision
 from metier.train.prefix_cache import PrefixCache
 from metier.train.rows import Row, pack
@@ -79,7 +80,8 @@ class Forward:
         self._learning = False
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(kept_memory())
+        small = any(isinstance(module, Packed) for module in self.model.modules())
+        self._stack.enter_context(returned_memory() if small else kept_memory())
         self._stack.enter_context(_packed_attention(self.model))
         return self
 

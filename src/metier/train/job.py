@@ -24,18 +24,19 @@ from metier.models.builtin import is_adapter
 from metier.models.load import load, read_tokenizer, stored_dtype
 from metier.models.quantized import as_linear, mark, quantized
 from metier.models.save import save_adapter, save_model
-from metier.models.shape import Parameters, cast_, is_tied
+from metier.models.shape import Parameters, cast_, input_embeddings, is_tied
 from metier.models.stream import Convert, convert_, load_converted
 from metier.text.artifacts import write_json, write_jsonl
-from metier.train.batches import Batches, micros, shared_prefix, size_of
+from metier.train.batches import Batches, Ids, micros, shared_prefix, size_of
 from metier.train.checkpoint import Checkpoints
 from metier.train.estimate import check_memory, learned, micro_tokens
-from metier.train.forward import Forward, check_exact
+from metier.train.forward import Forward, check_exact, frozen_blocks
 from metier.train.int8 import Int8Linear
 from metier.train.loop import Course, State, Watch, fit
 from metier.train.material import Material
 from metier.train.methods import FreezeMethod, LoraMethod, Quantize, apply, name_of
 from metier.train.precision import Precision, best_device, choose, gemm_peak
+from metier.train.prefix_cache import PrefixCache, make, room_for
 from metier.train.schedule import DECAY
 from metier.train.stage import Training, context_of, plain_config
 
@@ -211,10 +212,12 @@ def _fit(
         keep_best=stage.keeps_best,
         patience=stage.patience,
     )
+    prefix = shared_prefix(material.pieces)
     forward = Forward(
         model,
         precision=chosen.precision,
-        prefix=shared_prefix(material.pieces),
+        prefix=prefix,
+        cache=_prefix_cache(stage, ctx, model, material, prefix),
         label_smoothing=stage.label_smoothing,
         neftune=stage.neftune,
         checkpointing=stage.gradient_checkpointing,
@@ -230,6 +233,24 @@ def _fit(
         check_stop=ctx.check_stop,
         checkpoints=Checkpoints(ctx.scratch),
     )
+
+
+def _prefix_cache(
+    stage: Training, ctx: Context, model: "PreTrainedModel", material: Material, prefix: Ids | None
+) -> PrefixCache | None:
+    """Where the output of the frozen lower blocks is kept, if any are and it is read more than once."""
+    below = frozen_blocks(model)
+    if below == 0 or stage.epochs == 1 or stage.neftune is not None or stage.prefix_cache == "off":
+        return None
+    embeddings = input_embeddings(model).weight
+    tokens = room_for((*material.pieces, *material.dev, *material.replay), prefix)
+    made = make(
+        stage.prefix_cache, tokens=tokens, width=embeddings.shape[1], dtype=embeddings.dtype, folder=ctx.scratch
+    )
+    size = tokens * embeddings.shape[1] * embeddings.dtype.itemsize
+    kept = "not kept: it would take" if made is None else "computed once and kept:"
+    ctx.events.note(f"the output of the {below} lowest blocks, which are frozen, is {kept} {size / 1e9:.2f} GB")
+    return made
 
 
 def _save_whole(stage: Training, ctx: Context, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> None:
