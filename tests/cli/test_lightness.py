@@ -1,5 +1,6 @@
 """What the everyday commands may not do: import torch or transformers. Checked in a process of their own."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,17 @@ except SystemExit:
 heavy = {"torch", "transformers", "peft", "numpy", "scipy", "matplotlib", "tokenizers"} & sys.modules.keys()
 sys.stderr.write("heavy:" + ",".join(sorted(heavy)))
 """
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 265,
+    "max_position_embeddings": 64,
+}
 RECIPE = """\
 name: light
 steps:
@@ -29,7 +41,7 @@ steps:
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "recipe.yaml"], ["check", "recipe.yaml"], ["schema"]])
 def test_no_heavy_import(tmp_path: Path, arguments: list[str]):
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text('{"max_position_embeddings": 64}')
+    (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "base" / "model.safetensors").write_text("weights")
     (tmp_path / "a.jsonl").write_text('{"text": "The whale is large."}\n{"text": "The crab is small."}\n')
     (tmp_path / "recipe.yaml").write_text(RECIPE)

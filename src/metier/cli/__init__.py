@@ -142,11 +142,11 @@ def chat(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine can do."""
+def doctor(store: StoreFolder = STORE) -> None:
+    """Say what this machine can do, and keep its speeds for `plan`."""
     from metier.cli.doctor import examine
 
-    examine()
+    examine(store)
 
 
 @app.command()

@@ -406,11 +406,15 @@ def operations(job: Job, reading: Reading, *, cached: bool = False) -> float:
         if cached and not learns:
             continue
         last = index == depth - 1
+        # embeddings or a norm that train need the gradient of what the block's first layers read
+        before = (job.frozen_blocks == 0 and not job.ranks) or any(
+            f".{index}." in name and ("norm" in name or "ln_" in name) for name in job.trained
+        )
         for name, sides in layers.items():
             reads_input = name.endswith(("q_proj", "k_proj", "v_proj", "c_attn"))
             for_all = not last or name.endswith(("k_proj", "v_proj", "c_attn"))
             tokens = reading.tokens if for_all else reading.targets
-            passes_on = learns and (index > job.frozen_blocks or not reads_input)
+            passes_on = learns and (index > job.frozen_blocks or before or not reads_input)
             trains = not job.ranks and f"{name}.weight" in job.trained
             total += tokens * 2.0 * prod(sides) * (1 + passes_on + trains)
             rank = job.ranks.get(name, 0)
