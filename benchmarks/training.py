@@ -9,6 +9,7 @@ repeated work do not count.
 Figures with their bars go to `benchmarks/results/training.json`, all contenders to `benchmarks/results/training.md`.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -223,7 +224,7 @@ def frozen(case: Case) -> list[Row]:
 
 def shared(case: Case) -> list[Row]:
     """How much of the saving in tokens appears as a saving in time."""
-    found = run(case)
+    found = run(case, rounds=5)
     part = found.results[by.METIER.name][-1]["settings"]
     useful = found.results[by.METIER.name][-1]["useful_tokens"]
     saved = part["spared_tokens"] / useful
@@ -253,17 +254,21 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or list(PARTS)
-    if unknown := [name for name in wanted if name not in PARTS]:
-        raise SystemExit(f"no such part: {', '.join(unknown)} (there are: {', '.join(PARTS)})")
-    for name in wanted:
+    global ROUNDS
+    parser = argparse.ArgumentParser(description="How fast Metier trains beside other tools.")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each contender runs")
+    given = parser.parse_args()
+    ROUNDS = given.rounds
+    for name in given.parts or list(PARTS):
         write("training", f"python -m benchmarks.training {name}", PARTS[name]())
 
 
-def run(case: Case, rounds: int = ROUNDS) -> Measured:
+def run(case: Case, rounds: int | None = None) -> Measured:
     """All rounds of a case; its section of the table is written when they are through."""
     check_environments(case.contenders)
     found = Measured(case)
+    rounds = ROUNDS if rounds is None else rounds
     for number in range(rounds):
         found.peaks.append(gemm_peaks())
         for contender in case.contenders:

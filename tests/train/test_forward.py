@@ -352,11 +352,20 @@ def test_a_model_whose_own_loss_differs_is_refused():
     assert caught.value.value == "llama"
 
 
-def test_a_sliding_window_shorter_than_the_pieces_is_refused():
+@pytest.mark.parametrize("window", [2, 64])
+def test_a_sliding_window_shorter_than_the_longest_piece_is_refused(window: int):
     torch.manual_seed(0)
-    model = MistralForCausalLM(MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=2)).eval()
-    with pytest.raises(ModelError, match="cannot be trained packed"):
+    model = MistralForCausalLM(MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=window)).eval()
+    assert max(map(len, pieces_of("all"))) > 64
+    with pytest.raises(ModelError, match=f"layers see {window} tokens back") as caught:
         check_exact(model, pieces_of("all"), FP32)
+    assert str(window) in str(caught.value)
+
+
+def test_a_sliding_window_that_no_piece_reaches_is_trained():
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=128)).eval()
+    check_exact(model, pieces_of("all"), FP32)
 
 
 def test_the_attention_is_put_back_after_an_error():

@@ -5,7 +5,15 @@ import platform
 
 import pytest
 
-from metier.train.memory import DEFAULTS, MMAP_MAX, TOP_PAD, TRIM_THRESHOLD, kept_memory
+from metier.train.memory import (
+    DEFAULTS,
+    MMAP_MAX,
+    MMAP_THRESHOLD,
+    TOP_PAD,
+    TRIM_THRESHOLD,
+    kept_memory,
+    returned_memory,
+)
 
 
 class Recorder:
@@ -39,6 +47,14 @@ def test_within_it_nothing_is_mapped_or_trimmed_and_afterwards_all_is_as_before(
         assert libc.trimmed == 0
     assert libc.options == DEFAULTS
     assert libc.trimmed == 1
+
+
+def test_returned_memory_maps_every_large_tensor_by_itself(monkeypatch: pytest.MonkeyPatch, libc: Recorder):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    with returned_memory():
+        assert libc.options[MMAP_THRESHOLD] == 2**20
+        assert MMAP_MAX not in libc.options
+    assert libc.options == DEFAULTS
 
 
 def test_it_is_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch, libc: Recorder):

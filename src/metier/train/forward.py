@@ -148,12 +148,14 @@ class Forward:
             return self._noisy(body.embed(row), row)
         if self._cache is None:
             return self._through_frozen(row, context)
-        if unknown := self._cache.missing(row):
-            part = row if len(unknown) == len(row.parts) else pack(unknown, self._prefix).to(self.device)
-            hidden = self._through_frozen(part, context if part is row else body.context(part))
-            self._cache.write(part, hidden)
-            if part is row:
-                return hidden
+        unknown = self._cache.missing(row)
+        if len(unknown) == len(row.parts) or not self._cache.has_room(unknown):
+            hidden = self._through_frozen(row, context)
+            self._cache.write(row, hidden)
+            return hidden
+        if unknown:
+            part = pack(unknown, self._prefix).to(self.device)
+            self._cache.write(part, self._through_frozen(part, body.context(part)))
         kept = self._cache.read(row)
         return self._through_frozen(row, context) if kept is None else kept.to(self.device)
 
@@ -248,11 +250,27 @@ def _packed_attention(model: "PreTrainedModel") -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+def _refuse_window(model: "PreTrainedModel", longest: int) -> None:
+    """Raise ModelError where layers see fewer tokens back than the longest piece has: packed, they would see all."""
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    slides = getattr(config, "use_sliding_window", True) if kinds is None else "sliding_attention" in kinds
+    if window and slides and longest > window:
+        raise ModelError(
+            f"this model's layers see {window} tokens back, and the longest sequence has {longest}",
+            where="block_size or max_length",
+            value=longest,
+            cure=f"set it to at most {window}",
+        )
+
+
 def check_exact(model: "PreTrainedModel", pieces: Sequence[Piece], precision: Precision, *, tokens: int = 64) -> None:
     """Compare the packed loss with the model's own on two short pieces, dropout off. Raises ModelError on a difference.
 
     Within a thousandth in float32; in 16 bits or on an int8 base within three hundredths, as both round.
     """
+    _refuse_window(model, max(map(len, pieces)))
     few = [Piece.of(p.id, p.ids[:tokens].tolist()) for p in pieces[:2]]
     was_training = model.training
     model.eval()

@@ -60,6 +60,10 @@ class PrefixCache:
             return [piece for piece, _, _ in row.parts]
         return [piece for piece, start, end in row.parts if _piece_name(piece, end - start) not in self._index]
 
+    def has_room(self, pieces: Iterable[Piece]) -> bool:
+        """Whether it can still remember these, each whole."""
+        return self._filled + sum(map(len, pieces)) <= len(self._values)
+
     def write(self, row: Row, hidden: Tensor) -> None:
         """Remember a row's output, (N, width), as far as there is room."""
         if row.prefix:
