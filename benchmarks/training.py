@@ -256,9 +256,11 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 def main() -> None:
     global ROUNDS
     parser = argparse.ArgumentParser(description="How fast Metier trains beside other tools.")
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"all, or some of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each contender runs")
     given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))} (there are: {', '.join(PARTS)})")
     ROUNDS = given.rounds
     for name in given.parts or list(PARTS):
         write("training", f"python -m benchmarks.training {name}", PARTS[name]())
