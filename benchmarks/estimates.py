@@ -107,7 +107,7 @@ def child(name: str, folder: Path) -> dict[str, Any]:
     from metier.core.stage import Context, Source
     from metier.models.builtin import BUILTIN
     from metier.stages import CATALOGUE
-    from metier.train import estimate
+    from metier.train import costs, estimate
 
     model, kind, settings = CASES[name]
     if model not in BUILTIN and not (folder / model).exists():
@@ -124,8 +124,8 @@ def child(name: str, folder: Path) -> dict[str, Any]:
     sources = {"base": Source("base", (place,), str(place), "0"), "data": Source("data", (data,), str(data), "1")}
     here = Machine.here(Path(".metier"))
     job, read = estimate.described(stage, sources, here)
-    predicted = estimate.memory(job, read)
-    seconds = estimate.seconds(job, read, here)
+    predicted = costs.memory(job, read)
+    seconds = costs.seconds(job, read, here)
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
     for part in ("out", "measured", "scratch"):
@@ -137,17 +137,17 @@ def child(name: str, folder: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (out / "measured/train.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "predicted": predicted,
-        "moments": {k: sum(v.values()) for k, v in estimate.moments(job, read).items()},
+        "moments": {k: sum(v.values()) for k, v in costs.moments(job, read).items()},
         "peak": high_water(),
         "seconds": watch.seconds,
         "seconds_predicted": seconds,
-        "disk_predicted": estimate.disk(job, read)["model"],
+        "disk_predicted": costs.disk(job, read)["model"],
         "disk": sum(p.stat().st_size for p in (out / "out").rglob("*.safetensors")),
         "notes": [
             rows[-1],
             about["precision"],
             {"micro": read.micro, "length": read.length, "tokens": read.tokens},
-            {k: round(sum(v.values()) / 1e6) for k, v in estimate.moments(job, read).items()},
+            {k: round(sum(v.values()) / 1e6) for k, v in costs.moments(job, read).items()},
         ],
     }
 

@@ -1,6 +1,7 @@
 """Small seeded models and a byte-level tokenizer for everybody's tests: no downloads, milliseconds to make."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -22,6 +23,19 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 CONTEXT = 128
+TINYLLAMA = {
+    "model_type": "llama",
+    "vocab_size": 32_000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+"""What TinyLlama's config.json says of its shape."""
 
 
 def byte_tokenizer(
@@ -46,41 +60,44 @@ def byte_tokenizer(
     return tokenizer
 
 
-def tiny_llama(seed: int = 0, *, tied: bool = True) -> LlamaForCausalLM:
-    """2 blocks, hidden 32, 4 heads over 2 key/value heads: 27 thousand parameters (untied 36), float32, eval mode."""
+def tiny_llama(seed: int = 0, *, tied: bool = True, **others: Any) -> LlamaForCausalLM:
+    """2 blocks, hidden 32, 4 heads over 2 key/value heads: 27 thousand parameters (untied 36), float32, eval mode.
+
+    others: of the config, instead of what stands here.
+    """
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(byte_tokenizer()),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=tied,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-        initializer_range=0.2,  # at the usual 0.02 every logit is near 0 and tests would see nothing
-    )
-    return LlamaForCausalLM(config).eval()
+    usual = {
+        "vocab_size": len(byte_tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+        "initializer_range": 0.2,  # at the usual 0.02 every logit is near 0 and tests would see nothing
+    }
+    return LlamaForCausalLM(LlamaConfig(**(usual | others))).eval()
 
 
-def tiny_gpt2(seed: int = 0) -> GPT2LMHeadModel:
-    """2 blocks, hidden 32, 4 heads, tied: 38 thousand parameters, float32, evaluation mode."""
+def tiny_gpt2(seed: int = 0, **others: Any) -> GPT2LMHeadModel:
+    """2 blocks, hidden 32, 4 heads, tied: 38 thousand parameters, float32, evaluation mode. others: as above."""
     torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=len(byte_tokenizer()),
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=CONTEXT,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-        initializer_range=0.2,
-    )
-    return GPT2LMHeadModel(config).eval()
+    usual = {
+        "vocab_size": len(byte_tokenizer()),
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": CONTEXT,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+        "initializer_range": 0.2,
+    }
+    return GPT2LMHeadModel(GPT2Config(**(usual | others))).eval()
 
 
 def tiny(kind: str, seed: int = 0) -> PreTrainedModel:

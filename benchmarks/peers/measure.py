@@ -52,6 +52,39 @@ class Job:
         """The adapter's settings."""
         return dict(self.method["lora"])
 
+    @property
+    def peft(self) -> dict[str, Any]:
+        """The adapter, as PEFT's LoraConfig takes it."""
+        lora = self.lora
+        return {
+            "r": lora["r"],
+            "lora_alpha": lora["alpha"],
+            "lora_dropout": 0.0,
+            "target_modules": lora["targets"],
+            "task_type": "CAUSAL_LM",
+        }
+
+    def trainer_settings(self, *, batch: int) -> dict[str, Any]:
+        """The contender's own settings for a Trainer of transformers. batch: how many examples it takes by default."""
+        settings = dict(self.settings)
+        batch = settings.setdefault("per_device_train_batch_size", batch)
+        settings.setdefault("gradient_accumulation_steps", self.examples_per_step // batch)
+        return settings
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """What every Trainer of transformers is given besides."""
+        return {
+            "max_steps": self.all_steps,
+            "learning_rate": LEARNING_RATE,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "seed": self.seed,
+            "disable_tqdm": True,
+        }
+
     def rows(self) -> list[dict[str, Any]]:
         """As many examples as the run reads, the same for every contender: input_ids and labels."""
         wanted = self.all_steps * self.examples_per_step // self.epochs
@@ -114,6 +147,13 @@ class Clock:
             return step(trainer, model, inputs, *rest, **more)
 
         Trainer.training_step = counted
+
+    def train(self, trainer: Any) -> None:
+        """Time a Trainer of transformers, and take its losses."""
+        self.watch_optimizers()
+        self.watch_trainer()
+        trainer.train()
+        self.losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 def real_tokens(inputs: Any) -> int:

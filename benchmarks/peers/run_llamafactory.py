@@ -10,7 +10,7 @@ from typing import Any
 os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
 
 from datasets import Dataset, DatasetDict
-from measure import IGNORED, LEARNING_RATE, Job, begin, end
+from measure import IGNORED, Job, begin, end
 
 CUTOFF = 1024
 
@@ -45,10 +45,6 @@ def packed(rows: list[dict[str, Any]], cutoff: int) -> list[dict[str, Any]]:
 
 def arguments(job: Job) -> dict[str, Any]:
     """What goes into its YAML file."""
-    settings = dict(job.settings)
-    batch = settings.setdefault("per_device_train_batch_size", 8)
-    settings.setdefault("gradient_accumulation_steps", job.examples_per_step // batch)
-    settings.setdefault("cutoff_len", CUTOFF)
     targets = job.lora["targets"]
     return {
         "model_name_or_path": job.model,
@@ -63,16 +59,10 @@ def arguments(job: Job) -> dict[str, Any]:
         "dataset": "tokenized",  # it asks for a name, and does not look it up where tokenized_path is
         "tokenized_path": str(Path(job.scratch) / "tokenized"),
         "output_dir": str(Path(job.scratch) / "out"),
-        "max_steps": job.all_steps,
-        "learning_rate": LEARNING_RATE,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
         "bf16": True,
-        "seed": job.seed,
-        "disable_tqdm": True,
-        **settings,
+        "cutoff_len": CUTOFF,
+        **job.trainer_arguments,
+        **job.trainer_settings(batch=8),
     }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 
-from fakes import save_tiny, tiny
+from fakes import TINYLLAMA, save_tiny, tiny
 from metier.core.errors import ModelError
 from metier.models.adapter import LoraSettings, add_lora, check_targets, merge
 from metier.models.load import Loaded, load, read_tokenizer
@@ -175,24 +175,13 @@ def test_an_untied_head_may_carry_an_adapter() -> None:
     assert count_parameters(model).trained == 4 * (32 + 265)
 
 
-TINYLLAMA = LlamaConfig(
-    vocab_size=32000,
-    hidden_size=2048,
-    intermediate_size=5632,
-    num_hidden_layers=22,
-    num_attention_heads=32,
-    num_key_value_heads=4,
-    max_position_embeddings=2048,
-    tie_word_embeddings=False,
-)
-
-
 def test_the_known_counts_of_tinyllama_and_gpt2() -> None:
-    assert count_parameters(skeleton(TINYLLAMA)).total == 1_100_048_384
-    everything = count_parameters(add_lora(skeleton(TINYLLAMA), LoraSettings(r=16)))
+    tinyllama = LlamaConfig.from_dict(TINYLLAMA)
+    assert count_parameters(skeleton(tinyllama)).total == 1_100_048_384
+    everything = count_parameters(add_lora(skeleton(tinyllama), LoraSettings(r=16)))
     assert everything.trained == 12_615_680
     assert everything.share == pytest.approx(0.0113, abs=5e-5)
-    thin = count_parameters(add_lora(skeleton(TINYLLAMA), LoraSettings(r=8, targets=("q_proj", "v_proj"))))
+    thin = count_parameters(add_lora(skeleton(tinyllama), LoraSettings(r=8, targets=("q_proj", "v_proj"))))
     assert thin.trained == 1_126_400
     assert thin.share < 0.01
     assert count_parameters(skeleton(GPT2Config())).total == 124_439_808

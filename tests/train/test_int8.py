@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from exactly import FP32, assert_exact, packed, pieces_of, stirred
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import fakes
 from metier.core.errors import ModelError
@@ -19,19 +19,8 @@ N, IN, OUT = 40, 64, 96
 
 
 def llama(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=265,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        initializer_range=0.1,
-    )
-    return LlamaForCausalLM(config).train()
+    sides = {"hidden_size": IN, "intermediate_size": 128}
+    return fakes.tiny_llama(seed, tied=False, initializer_range=0.1, **sides).train()
 
 
 def far(found: Tensor, wanted: Tensor) -> float:

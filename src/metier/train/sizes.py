@@ -166,12 +166,9 @@ class Job:
         return head in self.trained or bool(self.shape.anatomy.tied and tied)
 
     @property
-    def way(self) -> Literal["fast", "modules", "8bit"]:
-        """How the layers are computed: by the fast path, or through their modules' own forward."""
-        if self.quantize == "8bit":
-            return "8bit"
-        dora = isinstance(self.method, LoraMethod) and self.method.lora.dora
-        return "modules" if self.quantize == "4bit" or dora else "fast"
+    def way(self) -> Literal["fast", "modules"]:
+        """How the layers are computed: by the fast path, or through their modules' own forward (DoRA)."""
+        return "modules" if isinstance(self.method, LoraMethod) and self.method.lora.dora else "fast"
 
     def _sides(self, name: str) -> tuple[int, int]:
         return self.shape.anatomy.head_sides if name == self.shape.anatomy.head else self.shape.anatomy.linear[name]

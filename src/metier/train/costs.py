@@ -1,0 +1,334 @@
+"""What a training job takes, by arithmetic alone: bytes of memory at each moment, bytes on disk, operations, seconds.
+
+Takes a `Job` and a `Reading` (`sizes`) and knows nothing of stages; `estimate` makes the two of a stage and refuses by
+what is found here. Memory is the largest of a few moments (`moments`), each a sum of named parts. What a block keeps
+for the backward pass is counted from the code in `fast`: the table `KEPT` says how many numbers a token leaves there.
+Everything else follows from how many parameters there are and in which type each is held. No torch.
+
+    residual     the stream between blocks: float32 where the embeddings are held so, else the type of the products
+    products     the type that matrices are multiplied in: 4 bytes in fp32, 2 in bf16 and fp16
+
+Time is operations / (speed of large products x the share of it that is reached). Operations are counted as in `flops`:
+each matrix twice its size a token forward, as much for the gradient to its input and, where it trains, to itself.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import log, prod
+
+from metier.core.machine import Machine
+from metier.train.methods import FreezeMethod, LoraMethod
+from metier.train.sizes import Job, Reading, block_of
+
+Bytes = dict[str, float]
+
+BASE = 480e6
+"""A process with Python, torch, transformers, the kernels and what the allocator keeps in reserve (64 MB)."""
+BASE_BY_NEED = {"peft": 170e6, "bitsandbytes": 310e6, "muon": 20e6}
+"""More for what only some settings need: libraries, and with bitsandbytes the scratch memory of its conversions."""
+BASE_ON_GPU = 600e6
+"""What a CUDA context and its libraries hold of the GPU's memory."""
+QUANTIZED_BYTES = {"int8": 1.0, "8bit": 1.0, "4bit": 4.13 / 8}
+"""A weight in a block's linear layers: NF4 with double quantisation takes 4.13 bits (arXiv 2305.14314)."""
+MOMENTS = {"adamw": 8.0, "adamw8bit": 2.03, "muon": 4.0}
+"""An optimizer's memory of a matrix: two float32 numbers a parameter, two bytes and scales, or one float32."""
+UPDATE = 14.0
+"""Bytes a number of the matrix that Muon makes orthogonal: its momentum in float32 and five copies in bf16."""
+SMALL = 4096
+"""8-bit AdamW keeps float32 moments for parameters with fewer numbers."""
+CHUNK, CHUNK_TRAINED = 256, 1024
+"""Targets whose scores exist at once, with a frozen head and with one that trains (`head`)."""
+SHORT = 640
+"""Up to this many keys attention is in the textbook form on a CPU, which copies queries, keys and values."""
+SCATTERED = 1.25
+"""What is kept by way of modules takes more memory than it holds: their passing copies leave holes between the pieces.
+Measured at 1,024 tokens of TinyLlama's shape on a base in 4 bits, when that went so: 610 MB for 466."""
+DROPPED = 13.0
+"""Bytes that torch's kernel keeps of each weight with dropout on a CPU, where it has no form that spares them."""
+PADDED = 1.12
+"""Places of attention's buckets over tokens, where pieces differ in length."""
+WHOLE = 128
+"""Rows are filled up to a multiple of it."""
+OPTIMIZER_TRAFFIC = 28.0
+"""Bytes that AdamW moves for each trained parameter and step: 16 read, 12 written."""
+BANDWIDTH = {"cpu": 10e9, "cuda": 1000e9}
+"""Bytes a second through memory, as two server cores and a data-centre GPU have."""
+START_SECONDS = 5.0
+"""Importing libraries and encoding; weights are read at about a gigabyte a second."""
+TYPICAL = ((64, 0.02), (256, 0.12), (512, 0.25), (1024, 0.4), (2048, 0.55))
+"""Width and the share of the peak that training reaches there, on two cores in bf16, where none was measured."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How many numbers a block keeps for backward, as multiples of its sides.
+
+    width: the hidden size. residual: of that size in the residual's type. queries: heads x head_dim. keys: key/value
+    heads x head_dim. inner: the MLP's. thin: of an adapter's rank. input_only: those of the first two that the last
+    block keeps for every token, while it keeps the rest for targets alone, as (residual, width, keys).
+    """
+
+    residual: float
+    width: float
+    queries: float
+    keys: float
+    inner: float
+    thin: float
+    input_only: tuple[float, float, float]
+
+
+KEPT: dict[tuple[str, str], Kept] = {
+    # the block's two states; queries scaled and attention's output; keys and values as attention lays them out; gate
+    # and up; the adapter's inner products of seven layers. Norms, activations and scores are made again in backward
+    ("llama", "fast"): Kept(2, 0, 2, 2, 2, 7, (1, 0, 2)),
+    # what GELU reads; four layers
+    ("gpt2", "fast"): Kept(2, 0, 2, 2, 1, 4, (1, 0, 2)),
+    # through the modules' own forward (DoRA): besides, every layer keeps its own copy of what it reads
+    ("llama", "modules"): Kept(2, 5, 3, 2, 3, 7, (1, 2, 2)),
+    ("gpt2", "modules"): Kept(2, 2, 3, 2, 2, 4, (1, 1, 2)),
+}
+"""By architecture and by how its layers are computed. With checkpointing only each block's input is kept."""
+
+
+# ---- parameters -----------------------------------------------------------------------------------------------------
+
+
+def weights(job: Job) -> float:
+    """Bytes of the model's own weights as they are held while training."""
+    total = 0.0
+    for name, size in job.shape.sizes.items():
+        layer, _, kind = name.rpartition(".")
+        if job.quantize and layer in job.shape.anatomy.linear and kind == "weight":
+            total += size * QUANTIZED_BYTES[job.quantize] + 4 * job.shape.anatomy.linear[layer][1]
+        else:
+            total += size * (4.0 if name in job.trained and not job.ranks else job.products)
+    return total
+
+
+def moments_bytes(job: Job) -> float:
+    """Bytes that the optimizer remembers. Muon takes the matrices inside the blocks, AdamW the rest."""
+    total = 0.0
+    for name, size in job.trained.items():
+        kind = job.optimizer
+        if kind == "muon" and not (block_of(name) is not None and name.rpartition(".")[0] in job.shape.anatomy.linear):
+            kind = "adamw"
+        total += size * (8.0 if kind == "adamw8bit" and size < SMALL else MOMENTS[kind])
+    return total
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def memory(job: Job, reading: Reading) -> Bytes:
+    """The parts of memory at the moment when most is held."""
+    return max(moments(job, reading).values(), key=lambda parts: sum(parts.values()))
+
+
+def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
+    """The parts of memory at each moment that may be the largest.
+
+    loading: the file is mapped beside the weights. dev: the dev loss, before training. training: a step; gradients and
+    activations count together although the ones grow as the others go, as freed memory is kept for the next step.
+    saving: frozen weights that were held in fewer bits are read again.
+    """
+    trained = float(sum(job.trained.values()))
+    fixed: Bytes = {"base": base(job), "weights": weights(job), "data": 6.0 * reading.tokens + 700.0 * reading.pieces}
+    if job.ranks:
+        fixed["adapter"] = 4.0 * trained
+    one_block = working(job, reading)
+    if job.checkpointing:  # what is kept of the block that is computed again
+        one_block += block_bytes(job, reading, rows_of(reading))
+    passing = {"one block": one_block, "head": head_bytes(job, reading)}
+    training = {
+        **fixed,
+        "moments": moments_bytes(job),
+        "gradients": 4.0 * trained,
+        "activations": activations(job, reading),
+        **dict([max(passing.items(), key=lambda part: part[1])]),
+    }
+    if job.optimizer == "muon":
+        training["one update"] = UPDATE * max(prod(sides) for sides in job.shape.anatomy.linear.values())
+    if job.keeps_best:
+        training["best weights"] = 4.0 * trained
+    if job.cache == "memory":
+        training["prefix cache"] = cache_bytes(job, reading)
+    dev = {**fixed, "one block": working(job, replace(reading, micro=reading.dev_micro)), "head": chunk_bytes(job)}
+    found = {"loading": {**fixed, **loading(job)}, "dev": dev, "training": training}
+    if isinstance(job.method, FreezeMethod) and job.precision != "fp32":
+        whole = {"the model read again": 4.0 * sum(job.shape.sizes.values())}
+        found["saving"] = {**fixed, **whole, **loading(job)}
+    return found
+
+
+def base(job: Job) -> float:
+    """What a process holds before any weight."""
+    if job.device == "cuda":
+        return BASE_ON_GPU
+    needed = {
+        "peft": bool(job.ranks),
+        "bitsandbytes": job.quantize in ("8bit", "4bit") or job.optimizer == "adamw8bit",
+        "muon": job.optimizer == "muon",
+    }
+    return BASE + sum(BASE_BY_NEED[name] for name, is_so in needed.items() if is_so)
+
+
+def loading(job: Job) -> Bytes:
+    """What loading holds beside the finished weights: the mapped file, or one layer where it is read layer by layer."""
+    if job.device == "cuda":
+        return {}
+    if job.quantize:
+        return {"one layer": 8.0 * max(prod(sides) for sides in job.shape.anatomy.linear.values())}
+    return {"the mapped file": job.shape.stored_bytes * sum(job.shape.sizes.values())}
+
+
+def activations(job: Job, reading: Reading) -> float:
+    """Bytes that the blocks keep for the backward pass of the largest micro-step."""
+    shape = job.shape
+    tokens = rows_of(reading)
+    learning = shape.anatomy.depth - job.frozen_blocks
+    last = tokens * min(1.0, reading.targets / reading.tokens)
+    out = last * shape.width * job.residual  # what the last norm reads
+    if learning == 0:
+        return out
+    if job.checkpointing:
+        return out + learning * tokens * shape.width * job.residual
+    return out + (learning - 1) * block_bytes(job, reading, tokens) + block_bytes(job, reading, tokens, asked=last)
+
+
+def block_bytes(job: Job, reading: Reading, tokens: float, asked: float | None = None) -> float:
+    """What one block keeps of `tokens` tokens. asked: the last block keeps most of it for so many tokens only."""
+    shape, kept = job.shape, KEPT[job.shape.family, job.way]
+    padded = 1.0 if reading.uniform else PADDED
+    first_residual, first_width, first_keys = kept.input_only
+    every = first_residual * shape.width * job.residual
+    every += (first_width * shape.width + first_keys * shape.keys * padded) * job.products
+    rest = (kept.residual - first_residual) * shape.width * job.residual
+    rest += (kept.width - first_width) * shape.width * job.products
+    rest += ((kept.keys - first_keys) * shape.keys + kept.queries * shape.queries * padded) * job.products
+    rest += kept.inner * shape.inner * job.products
+    rest += kept.thin * max(job.ranks.values(), default=0) * job.products
+    residual_drop, attention_drop = shape.dropouts
+    if residual_drop:
+        rest += 2.0 * shape.width * job.products
+    if reading.length <= SHORT and job.device == "cpu":
+        rest += shape.heads * reading.length * padded**2 * (1.0 if attention_drop else 0.0)  # what was dropped
+    elif attention_drop and job.device == "cpu":
+        rest += shape.heads * reading.length * DROPPED
+    if isinstance(job.method, LoraMethod) and job.method.lora.dropout:
+        every += shape.width
+        rest += shape.width + shape.queries + shape.inner
+    total = tokens * every + (tokens if asked is None else asked) * rest
+    return total if job.way == "fast" else SCATTERED * total
+
+
+def working(job: Job, reading: Reading) -> float:
+    """What one block holds only while it is computed: the MLP's parts and a matrix in the type of the products."""
+    shape = job.shape
+    matrix = max(prod(sides) for sides in shape.anatomy.linear.values()) * job.products
+    if job.precision == "fp32" or (job.ranks and not job.quantize):
+        matrix = 0.0
+    a_token = (2 * shape.width * job.residual) + (shape.width + 4 * shape.inner) * job.products
+    return rows_of(reading) * a_token + matrix
+
+
+def chunk_bytes(job: Job) -> float:
+    """One chunk of scores."""
+    return (CHUNK_TRAINED if job.trains_head else CHUNK) * job.shape.vocabulary * job.products
+
+
+def head_bytes(job: Job, reading: Reading) -> float:
+    """The chunk of scores, the gradient to the hidden states, and what a trained head's gradient takes on its way."""
+    matrix = float(job.shape.vocabulary * job.shape.width)
+    targets = rows_of(reading) * min(1.0, reading.targets / reading.tokens)
+    total = chunk_bytes(job) + targets * job.shape.width * 2 * job.products
+    if job.trains_head:
+        total += matrix * (4.0 + job.products)
+        if job.precision != "fp32":
+            total += matrix * job.products
+    return total
+
+
+def rows_of(reading: Reading) -> float:
+    """Tokens of the largest micro-step's row."""
+    return float(-(-reading.micro // WHOLE) * WHOLE)
+
+
+def cache_bytes(job: Job, reading: Reading) -> float:
+    """The frozen lower blocks' output for every token of an epoch and of the dev split."""
+    return (reading.tokens + reading.dev) * job.shape.width * job.products if job.frozen_blocks else 0.0
+
+
+# ---- disk and time --------------------------------------------------------------------------------------------------
+
+
+def disk(job: Job, reading: Reading) -> Bytes:
+    """Bytes written: the finished model, two checkpoints (the old one goes when the new one is whole), the cache."""
+    trained = float(sum(job.trained.values()))
+    saved = 4.0 * trained if job.ranks else job.shape.stored_bytes * sum(job.shape.sizes.values())
+    state = 4.0 * trained + moments_bytes(job) + (4.0 * trained if job.keeps_best else 0.0)
+    found: Bytes = {"model": saved, "checkpoints": 2 * state}
+    if job.cache == "disk":
+        found["prefix cache"] = cache_bytes(job, reading)
+    return found
+
+
+def operations(job: Job, reading: Reading, *, cached: bool = False) -> float:
+    """Operations of an epoch's matrix products, multiply and add counted apart, as `flops.count` counts a row's.
+
+    cached: with the frozen lower blocks' output read back.
+    """
+    shape = job.shape
+    total = 0.0
+    depth = shape.anatomy.depth
+    for index, layers in enumerate(shape.blocks):
+        learns = index >= job.frozen_blocks
+        if cached and not learns:
+            continue
+        last = index == depth - 1
+        # embeddings or a norm that train need the gradient of what the block's first layers read
+        before = (job.frozen_blocks == 0 and not job.ranks) or any(
+            f".{index}." in name and ("norm" in name or "ln_" in name) for name in job.trained
+        )
+        for name, sides in layers.items():
+            reads_input = name.endswith(("q_proj", "k_proj", "v_proj", "c_attn"))
+            for_all = not last or name.endswith(("k_proj", "v_proj", "c_attn"))
+            tokens = reading.tokens if for_all else reading.targets
+            passes_on = learns and (index > job.frozen_blocks or before or not reads_input)
+            trains = not job.ranks and f"{name}.weight" in job.trained
+            total += tokens * 2.0 * prod(sides) * (1 + passes_on + trains)
+            rank = job.ranks.get(name, 0)
+            total += tokens * 2.0 * rank * (sides[0] * (2 + passes_on) + sides[1] * 3)
+        asked = reading.targets if last else reading.tokens
+        total += 4.0 * shape.queries * asked * reading.length / 2 * (3 if learns else 1)
+    below = bool(job.trained.keys() - {f"{shape.anatomy.head}.weight"})
+    return total + reading.targets * 2.0 * shape.vocabulary * shape.width * (1 + below + job.trains_head)
+
+
+def seconds(job: Job, reading: Reading, machine: Machine) -> float | None:
+    """Time of the whole step; None on a machine whose speed in this type is not known."""
+    peak = machine.peaks.get(job.precision)
+    if peak is None:
+        return None
+    share = machine.share_reached(work_name(job), job.shape.width) or typical_share(job.shape.width)
+    first = operations(job, reading)
+    later = operations(job, reading, cached=job.cache != "off" and job.frozen_blocks > 0)
+    total = min(1.0, reading.epochs) * first + max(0.0, reading.epochs - 1) * later
+    dev = reading.dev / max(1.0, reading.tokens) * first / 3 * (1 + reading.epochs)
+    steps = reading.windows * reading.epochs * sum(job.trained.values()) * OPTIMIZER_TRAFFIC / BANDWIDTH[job.device]
+    start = START_SECONDS + job.shape.stored_bytes * sum(job.shape.sizes.values()) / 1e9
+    return start + (total + dev) / (peak * share) + steps
+
+
+def work_name(job: Job) -> str:
+    """What a share of the peak was reached by: `bf16`, `bf16+int8`."""
+    return job.precision if job.quantize is None else f"{job.precision}+{job.quantize}"
+
+
+def typical_share(width: int) -> float:
+    """The share of the peak that training reaches at a width, between the rows of TYPICAL by its logarithm."""
+    if width <= TYPICAL[0][0]:
+        return TYPICAL[0][1]
+    for (low, share), (high, more) in pairwise(TYPICAL):
+        if width <= high:
+            return share + (more - share) * log(width / low) / log(high / low)
+    return TYPICAL[-1][1]
