@@ -8,6 +8,8 @@ takes a quarter of the time of torch's fused kernel there (L = 200, 32 heads of 
 Shapes: H heads, G key/value heads, D head_dim, S sequences of a bucket, L their queries, K their keys.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ SHORT = 640
 """On a CPU, sequences of up to this many keys attend in the textbook form."""
 SCORES = 2**22
 """How many scores are made at once there: 8 MB in bfloat16."""
+STRIP = 64
+"""Queries at a time there."""
 
 
 def attend(
@@ -48,7 +52,7 @@ def attend(
         )
         indices = None if own is None else own.view(ask.count, ask.longest)
         out = _bucket(q_SHLD, k_SGKD, v_SGKD, indices, offset, scale, dropout)
-        done.append(out.transpose(1, 2).reshape(ask.size, *q.shape[1:]))
+        done.append(out.reshape(ask.size, *q.shape[1:]))
     flat = done[0] if len(done) == 1 else torch.cat(done)
     out = flat if asked.straight else _Scatter.apply(flat, asked)  # type: ignore[no-untyped-call]
     result: Tensor = out.flatten(1)
@@ -70,30 +74,23 @@ def _behind(prefix: Tensor | None, x_SGKD: Tensor) -> Tensor:  # noqa: N803
 
 
 def _bucket(q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, scale: float, dropout: float) -> Tensor:
+    """q (S, H, L, D), k and v (S, G, K, D) to (S, L, H, D)."""
     if k.shape[2] > SHORT or q.device.type != "cpu":
-        return _fused(q, k, v, own, offset, scale, dropout)
-    at_once = max(1, SCORES // (q.shape[1] * q.shape[2] * k.shape[2]))
+        return _fused(q, k, v, own, offset, scale, dropout).transpose(1, 2)
+    at_once = max(1, SCORES // (q.shape[1] * min(q.shape[2], STRIP) * k.shape[2]))
     parts = [slice(start, start + at_once) for start in range(0, len(q), at_once)]
     outs = [
-        textbook(q[part], k[part], v[part], _future(q, k, None if own is None else own[part], offset), scale, dropout)
+        textbook(q[part], k[part], v[part], None if own is None else own[part], offset, scale, dropout)
         for part in parts
     ]
     return outs[0] if len(outs) == 1 else torch.cat(outs)
-
-
-def _future(q: Tensor, k: Tensor, own: Tensor | None, offset: int) -> Tensor:
-    """What a query must not see: (L, K), or (S, 1, 1, L, K) where queries have indices of their own."""
-    columns = torch.arange(k.shape[2], device=k.device)
-    if own is None:
-        return columns > torch.arange(offset, offset + q.shape[2], device=k.device)[:, None]
-    return (columns > own[..., None] + offset)[:, None, None]
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, scale: float, dropout: float) -> Tensor:
     """torch's own kernel: no L x K scores in memory. A prefix gets made-up queries: it aligns both at the left."""
     grouped = q.shape[1] != k.shape[1]
     if own is not None:
-        mask = ~_future(q, k, own, offset)[:, :, 0]
+        mask = torch.arange(k.shape[2], device=k.device) <= (own + offset)[:, None, :, None]
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale, enable_gqa=grouped)
     padded = F.pad(q, (0, 0, offset, 0)) if offset else q
     out = F.scaled_dot_product_attention(
@@ -102,51 +99,106 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, sca
     return out[:, :, offset:]
 
 
-def textbook(q: Tensor, k: Tensor, v: Tensor, future: Tensor, scale: float, dropout: float) -> Tensor:
-    """softmax(q k^T) v with its scores in memory. Queries that share a key head go through one product with it."""
-    out: Tensor = _Textbook.apply(q, k, v, future, scale, dropout)  # type: ignore[no-untyped-call]
+def textbook(
+    q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, scale: float, dropout: float
+) -> Tensor:
+    """softmax(q k^T) v with scores in memory: q (S, H, L, D), k and v (S, G, K, D) to (S, L, H, D).
+
+    Query i sees the keys up to i + offset; with `own` (S, L), up to own[i] + offset.
+    """
+    out: Tensor = _Textbook.apply(q, k, v, own, offset, scale, dropout)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Textbook(torch.autograd.Function):
-    """q (S, H, L, D), k and v (S, G, K, D) to (S, H, L, D). Backward makes the scores again: they would be most of a
-    block's memory, and cost a thirtieth of its time.
+    """Queries that share a key head go through one product with it, STRIP of them at a time with the keys that the last
+    of them sees: most of what causality hides is never computed. Backward makes the scores again: they would be most of
+    a block's memory, and cost a thirtieth of its time.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, future: Tensor, scale: float, dropout: float) -> Tensor:
-        s, h, length, d = q.shape
-        g, many = k.shape[1], k.shape[2]
-        queries = q.reshape(s * g, (h // g) * length, d) * scale
-        keys, values = k.reshape(s * g, many, d), v.reshape(s * g, many, d)
-        ctx.scale, ctx.dropout, ctx.shapes = scale, dropout, (q.shape, k.shape)
-        weights = _weights(queries, keys, future, ctx.shapes)
-        kept = (torch.rand_like(weights, dtype=torch.float32) >= dropout) if dropout else None
-        ctx.save_for_backward(queries, keys, values, future, kept)
-        return torch.bmm(_dropped(weights, kept, dropout), values).view(s, h, length, d)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, scale: float, dropout: float
+    ) -> Tensor:
+        strips = _Strips(q.shape, k.shape, own, offset, scale)
+        queries, keys, values = strips.folded(q), k.flatten(0, 1), v.flatten(0, 1)
+        out, drawn = torch.empty_like(queries), []
+        for strip in strips:
+            weights = strips.weights(queries, keys, strip)
+            drawn.append((torch.rand_like(weights, dtype=torch.float32) >= dropout) if dropout else None)
+            torch.bmm(_dropped(weights, drawn[-1], dropout), values[:, : strip.keys], out=out[:, strip.rows])
+        ctx.strips, ctx.dropout = strips, dropout
+        ctx.save_for_backward(queries, keys, values, *drawn)
+        return strips.unfolded(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        queries, keys, values, future, kept = ctx.saved_tensors
-        out = grads[0].reshape(queries.shape)
-        weights = _weights(queries, keys, future, ctx.shapes)
-        d_values = torch.bmm(_dropped(weights, kept, ctx.dropout).transpose(1, 2), out)
-        d_weights = _dropped(torch.bmm(out, values.transpose(1, 2)), kept, ctx.dropout)
-        d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-        d_keys = torch.bmm(d_scores.transpose(1, 2), queries)
-        d_queries = torch.bmm(d_scores, keys).mul_(ctx.scale)
-        of_queries, of_keys = ctx.shapes
-        return d_queries.view(of_queries), d_keys.view(of_keys), d_values.view(of_keys), None, None, None
+        queries, keys, values, *drawn = ctx.saved_tensors
+        strips: _Strips = ctx.strips
+        outs = strips.folded(grads[0].transpose(1, 2))
+        d_queries, d_keys, d_values = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+        for strip, kept in zip(strips, drawn, strict=True):
+            seen, out = slice(0, strip.keys), outs[:, strip.rows]
+            weights = strips.weights(queries, keys, strip)
+            d_values[:, seen] += torch.bmm(_dropped(weights, kept, ctx.dropout).transpose(1, 2), out)
+            d_weights = _dropped(torch.bmm(out, values[:, seen].transpose(1, 2)), kept, ctx.dropout)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_keys[:, seen] += torch.bmm(d_scores.transpose(1, 2), queries[:, strip.rows])
+            torch.bmm(d_scores, keys[:, seen], out=d_queries[:, strip.rows])
+        d_q = strips.unfolded(d_queries.mul_(strips.scale)).transpose(1, 2)
+        return d_q, *(x.view(strips.of_keys) for x in (d_keys.mul_(strips.scale), d_values)), *[None] * 4
 
 
-def _weights(queries: Tensor, keys: Tensor, future: Tensor, shapes: tuple[torch.Size, torch.Size]) -> Tensor:
-    """The softmax of the scores: (S x G, H / G x L, K)."""
-    (s, h, length, _), (_, g, many, _) = shapes
-    scores = torch.bmm(queries, keys.transpose(1, 2))
-    # adding minus infinity takes a quarter of the time of filling it in through a mask
-    unseen = torch.zeros(future.shape, dtype=scores.dtype, device=scores.device).masked_fill_(future, float("-inf"))
-    scores.view(s, g, h // g, length, many).add_(unseen)
-    return torch.softmax(scores, -1)
+@dataclass(frozen=True)
+class _Strip:
+    """start, stop: queries. rows: the same where H / G heads share a key head. keys: how many the last query sees."""
+
+    start: int
+    stop: int
+    rows: slice
+    keys: int
+
+
+class _Strips:
+    """A bucket's queries, folded: (S x G, L x H / G, D), the heads of a token side by side."""
+
+    def __init__(self, of_queries: torch.Size, of_keys: torch.Size, own: Tensor | None, offset: int, scale: float):
+        self.of_queries, self.of_keys, self.scale = of_queries, of_keys, scale
+        self._own, self._offset = own, offset
+        self._shared = of_queries[1] // of_keys[1]
+        length, many = of_queries[2], of_keys[2]
+        step = length if own is not None else STRIP
+        starts = [(start, min(length, start + step)) for start in range(0, length, step)]
+        r = self._shared
+        self._strips = [
+            _Strip(a, b, slice(a * r, b * r), many if own is not None else min(many, offset + b)) for a, b in starts
+        ]
+
+    def __iter__(self) -> Iterator[_Strip]:
+        return iter(self._strips)
+
+    def folded(self, x: Tensor) -> Tensor:
+        """(S, H, L, D) to (S x G, L x H / G, D)."""
+        s, _, length, d = self.of_queries
+        return x.reshape(s, -1, self._shared, length, d).transpose(2, 3).reshape(-1, length * self._shared, d)
+
+    def unfolded(self, x: Tensor) -> Tensor:
+        """(S x G, L x H / G, D) to (S, L, H, D)."""
+        s, h, length, d = self.of_queries
+        return x.view(s, -1, length, self._shared, d).transpose(1, 2).reshape(s, length, h, d)
+
+    def weights(self, queries: Tensor, keys: Tensor, strip: _Strip) -> Tensor:
+        """The softmax of a strip's scores: (S x G, rows, keys)."""
+        columns = torch.arange(strip.keys, device=keys.device)
+        last = torch.arange(strip.start, strip.stop, device=keys.device)[None] if self._own is None else self._own
+        future = columns > (last + self._offset)[..., None]
+        # adding minus infinity takes a quarter of the time of filling it in through a mask
+        unseen = torch.zeros(future.shape, dtype=keys.dtype, device=keys.device).masked_fill_(future, float("-inf"))
+        unseen = unseen.repeat_interleave(self._shared, 1)
+        if self._own is not None:
+            unseen = unseen.repeat_interleave(self.of_keys[1], 0)
+        seen = keys[:, : strip.keys].transpose(1, 2)
+        return torch.softmax(torch.baddbmm(unseen, queries[:, strip.rows], seen, alpha=self.scale), -1)
 
 
 def _dropped(x: Tensor, kept: Tensor | None, share: float) -> Tensor:

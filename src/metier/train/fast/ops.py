@@ -120,7 +120,7 @@ class SwiGlu:
         """(N, C)."""
         out = torch.empty_like(gate)
         for part in parts(gate):
-            torch.ops.aten.silu.out(gate[part], out=out[part]).mul_(up[part])
+            torch.mul(F.silu(gate[part]), up[part], out=out[part])
         return out
 
     def backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ class SwiGlu:
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         for part in parts(gate):
             g, d = gate[part], grad[part]
-            torch.ops.aten.silu.out(g, out=d_up[part]).mul_(d)
+            torch.mul(F.silu(g), d, out=d_up[part])
             torch.ops.aten.silu_backward.grad_input(d * up[part], g, grad_input=d_gate[part])
         return d_gate, d_up
 
