@@ -2,7 +2,7 @@
 
 Each case trains a few steps through the real stage, in a process of its own, on random weights of TinyLlama's and
 GPT-2's shapes and on MedQuAD, or on the bundled seedling. What is predicted knows only the files that `metier plan`
-knows. Figures go to `benchmarks/results/estimates.json`; the bar is 15 %. Needs ../shared; takes a few minutes.
+knows. Figures go to `benchmarks/results/training.json`; the bar is 15 %. Needs ../shared; takes a few minutes.
 """
 
 import json
@@ -46,6 +46,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "6 blocks, LoRA, int8": ("tinyllama-6", "tune", {"method": LORA, "batch_size": 8, "quantize": "int8"}),
     "6 blocks, LoRA, 8bit": ("tinyllama-6", "tune", {"method": LORA, "batch_size": 8, "quantize": "8bit"}),
     "6 blocks, LoRA, 4bit": ("tinyllama-6", "tune", {"method": LORA, "batch_size": 8, "quantize": "4bit"}),
+    "6 blocks, DoRA": ("tinyllama-6", "tune", {"method": {"lora": {"r": 16, "dora": True}}, "batch_size": 8}),
     "6 blocks, last 2 and head": ("tinyllama-6", "tune", {"method": FREEZE, "batch_size": 8}),
     "GPT-2, full": ("gpt2", "pretrain", {"block_size": 512, "batch_size": 4}),
     "GPT-2, LoRA on c_attn": ("gpt2", "pretrain", {"block_size": 512, "batch_size": 4, "method": C_ATTN}),
@@ -86,7 +87,7 @@ def main() -> None:
                 )
             )
     if not sys.argv[1:]:
-        write("estimates", "python -m benchmarks.estimates", rows)
+        write("training", "python -m benchmarks.estimates", rows)
 
 
 def measured(name: str, folder: Path) -> dict[str, Any]:

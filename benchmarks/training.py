@@ -133,6 +133,7 @@ SFT6 = Case(
         by.LITGPT,
         by.NOTEBOOK,
     ),
+    steps=3,
 )
 SFT22 = Case(
     "sft22",
@@ -166,7 +167,7 @@ FROZEN = Case(
         by.METIER_LORA_4_CACHED,
         by.METIER_LORA_4,
     ),
-    examples=8,
+    examples=16,
     epochs=2,
 )
 SHARED = Case(
@@ -176,7 +177,7 @@ SHARED = Case(
     "sft",
     LORA,
     (by.METIER, by.METIER_UNSHARED),
-    steps=2,
+    steps=4,
 )
 QUANTIZED = Case(
     "quantized",

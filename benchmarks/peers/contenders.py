@@ -1,7 +1,7 @@
 """Who takes part in `benchmarks.training`, and each with which settings.
 
 Every peer runs at its defaults (with 6 layers only) and at the fastest configurations that were found by trying
-(`tries.md`, on a busy machine: provisional).
+(`tries.md`).
 """
 
 import sys
@@ -84,10 +84,15 @@ METIER_4BIT = Contender("Metier, LoRA, 4-bit base (bitsandbytes)", "metier", Non
 _BF16_WEIGHTS = {"model_init_kwargs": {"dtype": "bfloat16"}}
 TRL_DEFAULTS = Contender("TRL, defaults", "trl", "trl")
 TRL = Contender(
-    "TRL",
+    "TRL, by length",
     "trl",
     "trl",
-    {"gradient_checkpointing": False, "per_device_train_batch_size": 4, **_BF16_WEIGHTS},
+    {
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": 4,
+        "train_sampling_strategy": "group_by_length",
+        **_BF16_WEIGHTS,
+    },
 )
 TRL_PACKED = Contender(
     "TRL, packed",
@@ -107,7 +112,7 @@ TRL_PACKED = Contender(
 _FACTORY = {"disable_gradient_checkpointing": True}
 LLAMAFACTORY_DEFAULTS = Contender("LLaMA-Factory, defaults", "llamafactory", "llamafactory")
 LLAMAFACTORY = Contender(
-    "LLaMA-Factory", "llamafactory", "llamafactory", {**_FACTORY, "per_device_train_batch_size": 4}
+    "LLaMA-Factory", "llamafactory", "llamafactory", {**_FACTORY, "per_device_train_batch_size": 1}
 )
 LLAMAFACTORY_PACKED = Contender(
     "LLaMA-Factory, neat packing",

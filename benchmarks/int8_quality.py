@@ -1,0 +1,98 @@
+"""What an int8 base costs in quality: `python -m benchmarks.int8_quality`.
+
+The seedling is tuned with LoRA on the marine questions and on MedQuAD's short answers, on a bf16 base and on an int8
+one, with the same seeds, through `metier run`. The figure is the dev loss on int8 over that on bf16, minus one: its mean
+over the seeds with a t-interval of 95 %. Rows go to `benchmarks/results/training.json`. Needs ../shared; about ten
+minutes.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+
+from scipy.stats import t
+
+from benchmarks.rows import Row, write
+from benchmarks.work import ROOT, SHORT_ANSWER, clean, medquad, need_shared
+
+SEEDS = range(5)
+MARINE = ROOT / "recipes/data/marine"
+TRAINED, HELD_OUT = 600, 200
+RECIPE = """
+name: int8
+steps:
+  questions: {{kind: examples, sources: [{{path: {train}}}], dev: [{{path: {dev}}}]}}
+"""
+STEP = """
+  {name}:
+    kind: tune
+    model: seedling
+    examples: questions
+    method: {{lora: {{r: 16, alpha: 32}}}}
+    precision: bf16
+    quantize: {quantize}
+    keep_best: false
+    epochs: 1
+    learning_rate: 1.0e-3
+    batch_size: 16
+    seed: {seed}
+"""
+
+
+def main() -> None:
+    need_shared()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_medquad(folder)
+        rows = [
+            difference("the seedling on marine questions", folder, MARINE / "train.jsonl", MARINE / "dev.jsonl"),
+            difference("the seedling on MedQuAD", folder, folder / "train.jsonl", folder / "dev.jsonl"),
+        ]
+    write("training", "python -m benchmarks.int8_quality", rows)
+
+
+def write_medquad(folder: Path) -> None:
+    """Short answers, split by question."""
+    pairs = {clean(row["question"]): clean(row["answer"]) for row in medquad()}
+    short = [(q, a) for q, a in pairs.items() if q and a and len(a.split()) < SHORT_ANSWER]
+    chosen = random.Random(0).sample(short, TRAINED + HELD_OUT)
+    for name, part in (("train", chosen[:TRAINED]), ("dev", chosen[TRAINED:])):
+        lines = (json.dumps({"question": q, "answer": a}) + "\n" for q, a in part)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def difference(what: str, folder: Path, train: Path, dev: Path) -> Row:
+    """The relative difference in dev loss, as a row."""
+    recipe, store = folder / "recipe.yaml", folder / "store"
+    steps = [STEP.format(name=f"{kind}-{seed}", quantize=q, seed=seed) for seed in SEEDS for kind, q in KINDS.items()]
+    recipe.write_text(RECIPE.format(train=train, dev=dev) + "".join(steps), encoding="utf-8")
+    command = [sys.executable, "-m", "metier", "run", str(recipe), "--store", str(store), "--out", str(folder / "runs")]
+    subprocess.run([*command, "--json"], check=True, stdout=subprocess.PIPE)
+    loss = {}
+    for record in store.glob("objects/*/run.json"):
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if "dev_loss" in found["metrics"]:
+            loss[found["step"], str(dev)] = found["metrics"]["dev_loss"]
+    each = [loss[f"int8-{seed}", str(dev)] / loss[f"bf16-{seed}", str(dev)] - 1 for seed in SEEDS]
+    half = t.ppf(0.975, len(each) - 1) * stdev(each) / len(each) ** 0.5
+    low, high = mean(each) - half, mean(each) + half
+    worst = max(abs(low), abs(high))
+    return Row(
+        f"int8 base beside bf16, {what}: dev loss, farther end of the interval of the difference",
+        worst,
+        0.01,
+        "share",
+        "lower",
+        n=len(each),
+        interval=(low, high),
+    )
+
+
+KINDS = {"bf16": "null", "int8": "int8"}
+
+if __name__ == "__main__":
+    main()
