@@ -7,16 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metier.core.errors import DataError
-from metier.text.chat import (
-    TEMPLATES,
-    encode_conversation,
-    encode_document,
-    encode_prompt,
-    stop_ids,
-    template_text,
-    use_template,
-)
+from metier.text.chat import encode_conversation, encode_document, encode_prompt, stop_ids
 from metier.text.nouns import Conversation, Message
+from metier.text.prompts import TEMPLATES, template_text, use_template
 
 FOLDERS = {
     "tinyllama": "tokenizers/tinyllama",
@@ -190,7 +183,7 @@ def test_template_that_forgets_is_refused(small: Any) -> None:
         encode_conversation(small, TALK, max_length=500)
     small.chat_template = own
     assert "conversation c1" in str(caught.value)
-    assert "`template` to plain" in str(caught.value)
+    assert "`prompt` to one of plain" in str(caught.value)
 
 
 def test_template_that_refuses_a_role(small: Any) -> None:
@@ -209,7 +202,7 @@ def test_template_cannot_reach_python(small: Any) -> None:
 
 def test_use_template(small: Any) -> None:
     own = small.chat_template
-    assert use_template(small, "auto") == "own"
+    assert use_template(small, "auto") == "model"
     small.chat_template = None
     bare = encode_prompt(small, TALK.messages[:2])
     assert use_template(small, "auto") == "plain"

@@ -66,7 +66,8 @@ class Conversation:
                 yield piece
         finally:
             self.asked += 1
-            self.turns.append(Message("assistant", said))
+            # as answers are trained on: a template may write the space before them itself
+            self.turns.append(Message("assistant", said.strip()))
 
     def _fitting_prompt(self) -> list[int]:
         """The prompt's ids, the oldest exchanges dropped until an answer has room. Raises InputError where none has."""
@@ -109,11 +110,8 @@ def start_chat(name: str, store: Path, settings: Settings, ask: str | None) -> N
     """Load the model and talk, or answer one question."""
     folder = find_model(name, Store(store))
     from metier.models.load import load
-    from metier.text.chat import use_template
 
-    loaded = load(folder)
-    use_template(loaded.tokenizer, "auto")
-    conversation = Conversation(loaded, settings)
+    conversation = Conversation(load(folder), settings)
     if ask is not None:
         _say(conversation, ask)
         return

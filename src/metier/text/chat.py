@@ -16,14 +16,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 from typing import Any, Protocol
 
-from metier.core.errors import DataError, nearest
+from metier.core.errors import DataError
 from metier.text.artifacts import message_rows
 from metier.text.nouns import Conversation, Message
+from metier.text.prompts import FALLBACK, TEMPLATES, template_text
 
-TEMPLATES = ("plain", "zephyr", "alpaca")
 _SEAM = "\ufdd0"
 
 
@@ -75,26 +74,6 @@ class _Part:
 
     text: str
     response: bool
-
-
-def template_text(name: str) -> str:
-    """The Jinja source of one of our templates. Raises DataError for an unknown name."""
-    if name not in TEMPLATES:
-        raise DataError("no such chat template", value=name, cure=nearest(name, ("auto", *TEMPLATES)))
-    return (files("metier.text") / "templates" / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
-
-
-def use_template(tokenizer: Tokenizer, name: str) -> str:
-    """Give the tokenizer a chat template, to be saved with it. Returns the name of what it has now.
-
-    name: `plain`, `zephyr`, `alpaca`, or `auto`: its own (`"own"` is returned) and, where it has none, plain.
-    """
-    if name == "auto":
-        if tokenizer.chat_template:
-            return "own"
-        name = "plain"
-    tokenizer.chat_template = template_text(name)
-    return name
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -163,7 +142,7 @@ def _after(tokenizer: Tokenizer, text: str, start: str) -> str:
             "the chat template does not keep what it wrote for earlier turns: the prompt it makes for an answer is not "
             f"how the trained conversation begins (tokenizer {tokenizer.name_or_path or 'without a name'})",
             value=text[:200],
-            cure="set the step's `template` to plain, zephyr or alpaca",
+            cure=f"set the step's `prompt` to one of {', '.join(TEMPLATES)}",
         )
     return text[len(start) :]
 
@@ -171,7 +150,7 @@ def _after(tokenizer: Tokenizer, text: str, start: str) -> str:
 def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, generation_prompt: bool) -> str:
     from jinja2.exceptions import TemplateError
 
-    template = tokenizer.chat_template or template_text("plain")
+    template = tokenizer.chat_template or template_text(FALLBACK)
     try:
         text = tokenizer.apply_chat_template(
             message_rows(messages),
@@ -183,7 +162,7 @@ def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, generation_pro
         raise DataError(
             f"the chat template refuses the conversation: {error}",
             value=[m.role for m in messages],
-            cure="set the step's `template` to plain, zephyr or alpaca, or leave out what it refuses",
+            cure=f"set the step's `prompt` to one of {', '.join(TEMPLATES)}, or leave out what it refuses",
         ) from error
     return str(text)
 
