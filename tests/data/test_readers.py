@@ -161,7 +161,7 @@ BAD: list[tuple[str, str | bytes, list[str]]] = [
     ("open.json", '[{"question": "Q?", "answer": "A."}', ["open.json:1", "expected ','"]),
     ("after.json", "[] x", ["after.json", "follows the array"]),
     ("none.json", "[]", ["none.json", "no row"]),
-    ("a.csv", "question,answer\n", ["a.csv", "this kind of file", ".jsonl"]),
+    ("a.docx", "question,answer\n", ["a.docx", "this kind of file", ".jsonl"]),
     ("a.txt", "Q?", ["a.txt", "this kind of file", ".jsonl"]),
 ]
 
@@ -197,13 +197,13 @@ BAD_TEXTS: list[tuple[str, str | bytes, list[str]]] = [
     (
         "missing.jsonl",
         '{"id": "1", "txt": "One"}\n',
-        ["missing.jsonl:1", "'text' is missing", "did you mean 'txt'?", "field: ..."],
+        ["missing.jsonl:1", "'text' is missing", "did you mean 'txt'?", "field: txt"],
     ),
     ("number.jsonl", '{"text": true}\n', ["number.jsonl:1", "'text' holds true or false"]),
     ("empty.txt", "", ["empty.txt", "empty"]),
     ("latin.txt", "one\ntwo é\n".encode("latin1"), ["latin.txt:2:5", "byte offset 8"]),
     ("nul.md", "one\0", ["nul.md:1:4", "NUL"]),
-    ("book.pdf", "%PDF", ["book.pdf", ".markdown"]),
+    ("book.docx", "PK", ["book.docx", "this kind of file", ".markdown"]),
 ]
 
 

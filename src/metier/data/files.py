@@ -1,56 +1,81 @@
 """Users' files, line by line, with the place of everything that is wrong in them.
 
-Reads UTF-8 (a byte order mark is accepted, dropped and noted) as JSON Lines, a JSON array, or one plain text. Refuses,
-with file, line and column: what cannot be opened, other encodings, NUL bytes, malformed JSON, lone surrogates, and
-files without content. JSON Lines are streamed: memory holds one line, 200,000 rows take about half a second. A JSON
-array and a plain text are held whole.
+Reads UTF-8 (a byte order mark is accepted, dropped and noted), plain or packed by gzip or zstd, which the last suffix
+says. Refuses, with file, line and column: what cannot be opened, damaged or cut-off packing, other encodings, NUL
+bytes, files without content, and lines past 64 MiB. Memory holds one line: 200,000 rows take about half a second.
 """
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from functools import partial
+from pathlib import Path, PurePath
+from typing import BinaryIO, NoReturn, TypeVar
 
-from metier.core.errors import DataError, shorten
+from metier.core.errors import DataError, InputError, shorten, together
+from metier.data.packed import PACKINGS, Damaged, unpacked
 
 MOST_PROBLEMS = 20
+LONGEST = 64 * 2**20
+"""Bytes of one line, row, page or item above which a file is not what its suffix says, or no memory could hold it."""
+NOTEWORTHY = 8 * 2**20
+"""Bytes of a line from which it is mentioned: such a row is rarely meant."""
 BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_OTHER_KINDS = {
+    b"\x1f\x8b": ("packed by gzip", ".gz at the end of its name"),
+    b"\x28\xb5\x2f\xfd": ("packed by zstd", ".zst at the end of its name"),
+    b"PAR1": ("Parquet", "the suffix .parquet"),
+    b"%PDF-": ("PDF", "the suffix .pdf"),
+    b"PK\x03\x04": ("a zip archive (as .docx, .xlsx and .epub are)", "its content, unpacked and converted to text"),
+}
+"""First bytes that no text has: what the file is, and what it needs to be read."""
 
+T = TypeVar("T")
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in a file. column counts characters from 1; 0 where it concerns the whole row."""
+    """One thing wrong in a file. line: counted from 1, or a row's or page's number where `unit` says so.
+
+    column counts characters from 1; 0 where it concerns the whole row.
+    """
 
     what: str
     line: int
     column: int = 0
     value: object = None
     cure: str | None = None
+    unit: str = ""
 
     @property
     def place(self) -> str:
-        """`line` or `line:column`."""
-        return f"{self.line}:{self.column}" if self.column else str(self.line)
+        """`line`, `line:column`, or `row 7`."""
+        return place(self.line, self.unit) + (f":{self.column}" if self.column else "")
 
 
 @dataclass
 class Problems:
-    """What is wrong in one file, gathered so that one message shows up to twenty of them."""
+    """What is wrong in one file, gathered so that one message shows up to twenty of them.
 
-    path: Path
+    unit: what the file is counted in where it has no lines (`row`, `page`). keep_going: the twentieth does not stop the
+    reading; further ones are counted.
+    """
+
+    path: PurePath
+    unit: str = ""
+    keep_going: bool = False
     found: list[Problem] = field(default_factory=list)
+    further: int = 0
 
     def add(self, problem: Problem) -> None:
-        """Take note of a problem; the twentieth raises."""
-        self.found.append(problem)
+        """Take note of a problem; the twentieth raises, unless all are to be counted."""
         if len(self.found) >= MOST_PROBLEMS:
+            self.further += 1
+            return
+        self.found.append(problem)
+        if len(self.found) >= MOST_PROBLEMS and not self.keep_going:
             self.stop()
 
     def stop(self) -> None:
@@ -60,121 +85,82 @@ class Problems:
         first, *others = self.found
         if not others:
             raise DataError(first.what, where=f"{self.path}:{first.place}", value=first.value, cure=first.cure)
-        most = f"the first {len(self.found)}" if len(self.found) >= MOST_PROBLEMS else str(len(self.found))
         cures = dict.fromkeys(p.cure for p in self.found if p.cure)
         raise DataError(
-            f"{most} problems in this file\n" + "\n".join(f"  {_line(self.path, p)}" for p in self.found),
+            f"{self._count()} in this file\n" + "\n".join(f"  {_line(self.path, p)}" for p in self.found),
             where=str(self.path),
             cure="; ".join(list(cures)[:3]) or None,
         )
 
+    def _count(self) -> str:
+        if self.keep_going:
+            every = len(self.found) + self.further
+            return f"{every} problems, the first {len(self.found)} of them," if self.further else f"{every} problems"
+        most = "the first " if len(self.found) >= MOST_PROBLEMS else ""
+        return f"{most}{len(self.found)} problems"
 
-def _line(path: Path, problem: Problem) -> str:
+
+@dataclass
+class Faults:
+    """What is wrong in several files: the first faulty one stops the reading, or with `keep_going` all are read first.
+
+    Pass every reading through `of`, and call `stop` after the last one.
+    """
+
+    keep_going: bool = False
+    found: list[InputError] = field(default_factory=list)
+
+    def of(self, items: Iterable[T]) -> Iterator[T]:
+        """Pass on what a reader gives; keep the error that ends it, where all are wanted."""
+        try:
+            yield from items
+        except InputError as error:
+            if not self.keep_going:
+                raise
+            self.found.append(error)
+
+    def stop(self) -> None:
+        """Raise one error that shows all that were kept."""
+        if self.found:
+            raise together(self.found)
+
+
+def place(number: int, unit: str) -> str:
+    """`7` for a line, `row 7` or `page 7` for what has no lines."""
+    return f"{unit} {number}" if unit else str(number)
+
+
+def kind_of(path: PurePath) -> str:
+    """What a file holds by its name: the suffix in lower case, without the packing's (`a.jsonl.gz`: `.jsonl`)."""
+    suffix = path.suffix.lower()
+    return PurePath(path.stem).suffix.lower() if suffix in PACKINGS else suffix
+
+
+def _line(path: PurePath, problem: Problem) -> str:
     found = "" if problem.value is None else f" (found: {shorten(problem.value, 60)})"
     return f"{path.name}:{problem.place}: {problem.what}{found}"
 
 
 def refuse(
-    path: Path, what: str, *, line: int | None = None, value: object = None, cure: str | None = None
+    path: PurePath, what: str, *, line: int | str | None = None, value: object = None, cure: str | None = None
 ) -> NoReturn:
     """Stop at once: the file as a whole cannot be read."""
     raise DataError(what, where=str(path) if line is None else f"{path}:{line}", value=value, cure=cure)
 
 
-def read_text(path: Path, note: Note) -> str:
-    """A whole file as text, its line ends made `\\n`. Raises DataError."""
-    problems = Problems(path)
-    lines = [text for _, text in _lines(path, problems, note)]
-    problems.stop()
-    return "".join(lines).replace("\r\n", "\n").replace("\r", "\n")
+def first_line(error: Exception) -> str:
+    """What a library's error says, on one line; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def read_rows(path: Path, problems: Problems, note: Note) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a `.jsonl` or `.json` file with the line that each starts on.
-
-    What is wrong with single rows goes to `problems`, for the caller to `stop()` at the end. Blank lines are skipped.
-    """
-    values = _array(path, problems, note) if path.suffix.lower() == ".json" else _json_lines(path, problems, note)
-    for line, value in values:
-        if isinstance(value, dict):
-            yield line, value
-        else:
-            problems.add(
-                Problem("a row has to be a JSON object", line, 1, value, 'write rows such as {"question": "...", ...}')
-            )
-
-
-def _json_lines(path: Path, problems: Problems, note: Note) -> Iterator[tuple[int, Any]]:
-    for number, text in _lines(path, problems, note):
-        if not text.strip():
-            continue
-        try:
-            value = json.loads(text.rstrip(), **_STRICT)
-        except json.JSONDecodeError as error:
-            problems.add(
-                Problem(f"malformed JSON: {error.msg}", number, error.colno, text.strip(), _json_cure(text, error))
-            )
-        except (ValueError, RecursionError) as error:
-            problems.add(Problem(f"not usable as JSON: {error}", number, 1, text.strip(), "correct or remove the row"))
-        else:
-            if _sound(text, value, number, problems):
-                yield number, value
-
-
-def _array(path: Path, problems: Problems, note: Note) -> Iterator[tuple[int, Any]]:
-    """The items of a JSON array, decoded one by one, so that each is known by the line it starts on."""
-    text = read_text(path, note)
-    decoder = json.JSONDecoder(**_STRICT)
-    at = _skip(text, 0)
-    if text[at : at + 1] != "[":
-        refuse(
-            path,
-            "a .json file has to be one array of objects",
-            line=1,
-            value=text[at : at + 60],
-            cure="write [ {...}, {...} ]; where each line is an object, name the file .jsonl",
-        )
-    at = _skip(text, at + 1)
-    line, counted = 1, 0
-    while text[at : at + 1] != "]":
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            problems.add(
-                Problem(f"malformed JSON: {error.msg}", error.lineno, error.colno, text[at : at + 60], "correct it")
-            )
-            return
-        except (ValueError, RecursionError) as error:
-            problems.add(
-                Problem(f"not usable as JSON: {error}", line, 0, text[at : at + 60], "correct or remove the item")
-            )
-            return
-        if _sound(text[at:end], value, line, problems):
-            yield line, value
-        at = _skip(text, end)
-        if text[at : at + 1] == ",":
-            at = _skip(text, at + 1)
-        elif text[at : at + 1] != "]":
-            line += text.count("\n", counted, at)
-            problems.add(Problem("malformed JSON: expected ',' or ']'", line, 0, text[at : at + 60], "correct it"))
-            return
-    rest = text[at + 1 :].strip()
-    if rest:
-        refuse(path, "something follows the array", value=rest[:60], cure="a .json file holds one array")
-
-
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-def _lines(path: Path, problems: Problems, note: Note) -> Iterator[tuple[int, str]]:
-    """Decoded lines with their numbers, line ends kept. Bad lines go to `problems`."""
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, unpacked. Raises DataError for what cannot be opened or is damaged while it is read."""
     try:
         with path.open("rb") as file:
-            yield from _decoded(path, file, problems, note)
+            yield unpacked(file, path.suffix.lower())
+    except Damaged as error:
+        refuse(path, str(error), cure="fetch or pack the file again: what comes after this place is lost")
     except OSError as error:
         refuse(
             path,
@@ -183,32 +169,58 @@ def _lines(path: Path, problems: Problems, note: Note) -> Iterator[tuple[int, st
         )
 
 
-def _decoded(path: Path, file: BinaryIO, problems: Problems, note: Note) -> Iterator[tuple[int, str]]:
-    offset = 0
+def read_text(path: Path, note: Note, *, keep_going: bool = False) -> str:
+    """A whole file as text, its line ends made `\\n`. Raises DataError."""
+    problems, size, found = Problems(path, keep_going=keep_going), 0, []
+    for number, text in lines(path, problems, note):
+        size += len(text)
+        if size > LONGEST:
+            refuse(path, _too_long("one page"), line=number, cure="split it into several files")
+        found.append(text)
+    problems.stop()
+    return unified("".join(found))
+
+
+def unified(text: str) -> str:
+    """The same text with all line ends as `\\n`."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines(path: Path, problems: Problems, note: Note, *, replace: bool = False) -> Iterator[tuple[int, str]]:
+    """Decoded lines with their numbers, line ends kept. What is wrong with one goes to `problems`.
+
+    replace: a faulty line comes too, with marks where its faults were, so that the lines around it keep their sense.
+    """
     number = 0
-    for number, line in enumerate(file, 1):
-        data = line
-        if number == 1:
-            if data.startswith(BOM):
-                note(f"{path.name}: a UTF-8 byte order mark was dropped")
-                data = data[len(BOM) :]
-            elif data[:2] in _OTHER_BOMS:
-                refuse(
-                    path, f"the file is {_OTHER_BOMS[data[:2]]}, not UTF-8", line=1, cure=_encoding_cure(path, "utf-16")
-                )
+    with opened(path) as file:
+        try:
+            for number, text in _decoded(path, file, problems, note):
+                if text is not None:
+                    yield number, text
+                elif replace:
+                    yield number, "\ufffd\n"
+        except Damaged as error:
+            raise Damaged(f"{error}, in line {number + 1}") from error
+
+
+def _decoded(path: Path, file: BinaryIO, problems: Problems, note: Note) -> Iterator[tuple[int, str | None]]:
+    """Every line; None for one that is not text."""
+    offset = 0
+    for number, line in enumerate(iter(partial(file.readline, LONGEST + 1), b""), 1):
+        if len(line) >= NOTEWORTHY:
+            _long_line(path, number, len(line), note)
+        data = start(path, line, note) if number == 1 else line
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            at = offset + len(line) - len(data) + error.start
-            column = len(data[: error.start].decode("utf-8")) + 1
-            what = f"not UTF-8: byte 0x{data[error.start]:02x} at byte offset {at}"
-            value = data[max(0, error.start - 20) : error.start + 20]
-            problems.add(Problem(what, number, column, value, _encoding_cure(path, "latin1")))
+            problems.add(_undecodable(path, number, offset + len(line) - len(data), data, error))
+            yield number, None
         else:
             if "\0" in text:
                 what = f"a NUL byte at byte offset {offset + line.index(0)}"
                 cure = f"the file is binary or damaged; if not: tr -d '\\000' < {path.name} > clean{path.suffix}"
                 problems.add(Problem(what, number, text.index("\0") + 1, text[:60], cure))
+                yield number, None
             else:
                 yield number, text
         offset += len(line)
@@ -216,42 +228,37 @@ def _decoded(path: Path, file: BinaryIO, problems: Problems, note: Note) -> Iter
         refuse(path, "the file is empty", cure="remove it from the source's path, or fill it")
 
 
-def _sound(text: str, value: Any, line: int, problems: Problems) -> bool:
-    """Half of a surrogate pair is legal in JSON's escapes, but no text that UTF-8 can write."""
-    if not _ESCAPED_SURROGATE.search(text):
-        return True
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        found = ascii(str(error.object)[error.start : error.end])
-        problems.add(Problem("half of a surrogate pair in a text", line, 0, found, r"remove the \ud8.. escape"))
-        return False
-    return True
+def start(path: Path, data: bytes, note: Note) -> bytes:
+    """The first bytes of a file without the UTF-8 mark. Refuses those of UTF-16 and of files that are no text."""
+    if data.startswith(BOM):
+        note(f"{path.name}: a UTF-8 byte order mark was dropped")
+        return data[len(BOM) :]
+    if data[:2] in _OTHER_BOMS:
+        what = f"the file is {_OTHER_BOMS[data[:2]]}, not UTF-8"
+        refuse(path, what, line=1, cure=_encoding_cure(path, "utf-16"))
+    for mark, (kind, need) in _OTHER_KINDS.items():
+        if data.startswith(mark):
+            refuse(path, f"the file is {kind}, not text", line=1, value=data[:16], cure=f"it needs {need}")
+    return data
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+def _undecodable(path: Path, number: int, offset: int, data: bytes, error: UnicodeDecodeError) -> Problem:
+    """offset: of `data` in the file, in bytes."""
+    what = f"not UTF-8: byte 0x{data[error.start]:02x} at byte offset {offset + error.start}"
+    column = len(data[: error.start].decode("utf-8")) + 1
+    value = data[max(0, error.start - 20) : error.start + 20]
+    return Problem(what, number, column, value, _encoding_cure(path, "latin1"))
 
 
-def _finite(number: str) -> float:
-    value = float(number)
-    if math.isinf(value):
-        raise ValueError(f"{number} is too large a number")
-    return value
+def _long_line(path: Path, number: int, size: int, note: Note) -> None:
+    if size > LONGEST:
+        cure = "split it; where the file is a JSON array, name it .json"
+        refuse(path, _too_long("one line"), line=number, cure=cure)
+    note(f"{path.name}:{number}: one line of {size / 1e6:.0f} MB")
 
 
-_STRICT: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _finite}
-"""What Python's reader would let in and no JSON writer may put out: NaN, Infinity, 1e999."""
-
-
-def _json_cure(text: str, error: json.JSONDecodeError) -> str:
-    if error.msg.startswith("Extra data"):
-        return "one object a line: put what follows on a line of its own"
-    if text.lstrip().startswith("{'"):
-        return "JSON quotes names and texts with \", not '"
-    if text.strip() in ("[", "{", "[{"):
-        return "this looks like JSON over several lines: name an array's file .json, or write one object a line"
-    return "every line has to be one complete JSON object"
+def _too_long(what: str) -> str:
+    return f"{what} of more than {LONGEST // 2**20} MiB"
 
 
 def _encoding_cure(path: Path, guess: str) -> str:

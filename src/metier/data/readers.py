@@ -1,23 +1,47 @@
 """Users' files as texts and examples, one at a time, and what of them cannot be used.
 
-Texts come from `.jsonl`/`.ndjson` (one row, one text), `.json` (an array of such rows) and, one file one document,
-`.txt`, `.text`, `.md` and `.markdown`. Examples come from the first three. Anything wrong raises DataError at the end
-of its file (up to twenty problems in one message); rows that are sound but unusable, such as a blank answer, come back
-as a Reject.
+Rows come from `.jsonl`/`.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet`, MedQuAD-like `.xml` and data sets of the hub;
+each holds one text or one example. `.txt`, `.text`, `.md`, `.markdown`, `.html`, `.htm` and `.pdf` are one text a file.
+All but `.parquet` and `.pdf` may be packed: `.jsonl.gz`, `.csv.zst`. Memory holds a few rows, whatever the file's size.
+
+Anything wrong raises DataError at the end of its file (up to twenty problems in one message); rows that are sound but
+unusable, such as a blank answer, come back as a Reject.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metier.core.errors import DataError
-from metier.data.files import Note, Problems, read_rows, read_text, refuse
-from metier.data.shapes import Shape, Wrong, find_shape, id_of, mapped_shape, messages_of, rename, text_of
+from metier.data.files import Note, Problems, kind_of, lines, place, refuse, unified
+from metier.data.formats import hub as hubs
+from metier.data.formats import jsonfiles, markup, medquad, pdf, table
+from metier.data.formats.hub import Hub
+from metier.data.packed import PACKINGS
+from metier.data.shapes import (
+    Lacking,
+    Shape,
+    Wrong,
+    find_shape,
+    id_of,
+    mapped_shape,
+    messages_of,
+    meta_of,
+    rename,
+    text_of,
+)
 from metier.text.nouns import Message
 
-ROW_SUFFIXES = (".jsonl", ".ndjson", ".json")
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown")
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".xml")
+PLAIN_SUFFIXES = (".txt", ".text")
+PAGE_SUFFIXES = (".md", ".markdown", ".html", ".htm", ".pdf")
+TEXT_SUFFIXES = (*PLAIN_SUFFIXES, *PAGE_SUFFIXES)
+NEVER_PACKED = (".parquet", ".pdf")  # they are packed inside, and read from their end
+LONG_TEXT = 16 * 2**20
+"""Characters from which a plain text comes in pieces, so that memory holds one of them."""
+
+Wanted = Literal["texts", "examples"]
 
 
 @dataclass(frozen=True)
@@ -31,87 +55,246 @@ class Reject:
 
 @dataclass(frozen=True)
 class Text:
-    """One text to read. id: its row's, if it has one."""
+    """One text to read. id: its row's, if it has one. group: a name from its row, or "". meta: what else it tells."""
 
     where: str
     id: str | None
     text: str
+    group: str = ""
+    meta: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation, checked: system message or none, then user and assistant in turn."""
+    """One conversation, checked: system message or none, then user and assistant in turn.
+
+    meta: what else its row tells, such as the `label` and `choices` of PubMedQA.
+    """
 
     where: str
     id: str | None
     messages: tuple[Message, ...]
     group: str
+    meta: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_texts(path: Path, *, field: str = "text", min_chars: int = 1, note: Note) -> Iterator[Text | Reject]:
-    """The texts of one file. field: the rows' field that holds it. Texts below `min_chars` characters are rejects."""
-    suffix = path.suffix.lower()
-    if suffix in TEXT_SUFFIXES:
-        whole = read_text(path, note).strip()
-        yield _long_enough(Text(f"{path.name}:1", None, whole), min_chars, {"text": whole})
+def suffixes(wanted: Wanted) -> tuple[str, ...]:
+    """The suffixes, packed ones too, of the files that hold texts or examples."""
+    plain = ROW_SUFFIXES if wanted == "examples" else (*ROW_SUFFIXES, *TEXT_SUFFIXES)
+    return (*plain, *(f"{suffix}{packing}" for packing in PACKINGS for suffix in plain if suffix not in NEVER_PACKED))
+
+
+def pick(paths: Iterable[Path], wanted: Wanted) -> tuple[list[Path], list[Path]]:
+    """The files of a folder that can be read as texts or as examples, and the others (licences, pictures)."""
+    readable = suffixes(wanted)
+    kept: list[Path] = []
+    left: list[Path] = []
+    for path in paths:
+        (kept if path.name.lower().endswith(readable) else left).append(path)
+    return kept, left
+
+
+def read_texts(
+    path: Path | Hub,
+    *,
+    field: str = "text",
+    min_chars: int = 1,
+    note: Note,
+    id_field: str = "id",
+    keep: Sequence[str] = (),
+    keep_going: bool = False,
+) -> Iterator[Text | Reject]:
+    """The texts of one file or data set. field: the rows' field that holds it; id_field: the one that holds the id.
+
+    Texts below `min_chars` characters are rejects. keep: fields of the rows to carry on in `meta`. keep_going: count
+    all problems of a file, instead of stopping at the twentieth.
+    """
+    if not isinstance(path, Hub) and kind_of(path) in TEXT_SUFFIXES:
+        _check_packing(path)
+        for text in _whole(path, note, keep_going):
+            yield _long_enough(text, min_chars, {"text": text.text})
         return
-    if suffix not in ROW_SUFFIXES:
-        refuse(
-            path, "a document cannot be read from this kind of file", value=path.name, cure=_suffix_cure(TEXT_SUFFIXES)
-        )
-    problems, rows = Problems(path), 0
-    for line, row in read_rows(path, problems, note):
-        rows += 1
-        try:
-            text = Text(f"{path.name}:{line}", id_of(row), text_of(row, field))
-        except Wrong as wrong:
-            problems.add(wrong.at(line))
-        else:
-            yield _long_enough(text, min_chars, row)
-    _finish(path, problems, rows)
+
+    def made(where: str, row: Mapping[str, Any]) -> Text | Reject:
+        group = _name(row.get("group"))
+        text = Text(where, id_of(row, id_field), text_of(row, field), group, meta_of(row, keep))
+        return _long_enough(text, min_chars, row)
+
+    yield from _items(_Rows.of(path, note, keep_going, TEXT_SUFFIXES), made)
 
 
-def read_examples(path: Path, *, fields: Mapping[str, str] | None = None, note: Note) -> Iterator[Example | Reject]:
-    """The conversations of one file. fields: our names to the rows' own, such as {"question": "q", "answer": "a"}."""
-    if path.suffix.lower() not in ROW_SUFFIXES:
-        refuse(path, "examples cannot be read from this kind of file", value=path.name, cure=_suffix_cure(()))
+def read_examples(
+    path: Path | Hub,
+    *,
+    fields: Mapping[str, str] | None = None,
+    note: Note,
+    keep: Sequence[str] = (),
+    keep_going: bool = False,
+) -> Iterator[Example | Reject]:
+    """The conversations of one file or data set. fields: our names to the rows' own: {"question": "q", "answer": "a"}.
+
+    keep, keep_going: as in `read_texts`.
+    """
     fields = fields or {}
-    fixed = mapped_shape(fields)
-    first: tuple[Shape, int] | None = None
-    problems, rows = Problems(path), 0
-    for line, row in read_rows(path, problems, note):
-        rows += 1
+    rows = _Rows.of(path, note, keep_going, ())
+    shape = mapped_shape(fields)
+    first: tuple[Shape, str] | None = None
+
+    def made(where: str, row: Mapping[str, Any]) -> Example | Reject:
+        nonlocal first
+        renamed = rename(row, fields)
+        found = shape or _same_shape(renamed, first)
+        first = first or (found, where)
+        messages = messages_of(renamed, found)
+        if isinstance(messages, str):
+            return Reject(where, messages, row)
+        meta = meta_of(row, (*rows.meta, *keep))
+        return Example(where, id_of(renamed), messages, _name(renamed.get("group")), meta)
+
+    yield from _items(rows, made)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a file or data set by their numbers. alike: all have the same fields. meta: fields always kept."""
+
+    rows: Iterator[tuple[int, dict[str, Any]]]
+    problems: Problems
+    name: str
+    alike: bool = False
+    meta: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, source: Path | Hub, note: Note, keep_going: bool, also: tuple[str, ...]) -> "_Rows":
+        """Open a source. also: the suffixes that could be read here beside those of rows."""
+        if isinstance(source, Hub):
+            problems = Problems(source.place, "row", keep_going)
+            return cls(hubs.rows(source, problems, note), problems, source.name, alike=True)
+        kind = kind_of(source)
+        if kind not in ROW_SUFFIXES:
+            what = "a document" if also else "an example"
+            known = ", ".join((*ROW_SUFFIXES, *also))
+            cure = f"files end in {known}; convert it, or narrow the path, such as folder/*.jsonl"
+            refuse(source, f"{what} cannot be read from this kind of file", value=source.name, cure=cure)
+        _check_packing(source)
+        problems = Problems(source, "row" if kind == ".parquet" else "", keep_going)
+        if kind in (".csv", ".tsv"):
+            rows = table.delimited(source, problems, note, delimiter="," if kind == ".csv" else "\t")
+        elif kind == ".parquet":
+            rows = table.parquet(source, problems)
+        elif kind == ".xml":
+            rows = medquad.pairs(source, problems, note)
+        else:
+            rows = (jsonfiles.json_items if kind == ".json" else jsonfiles.json_lines)(source, problems, note)
+        alike = kind in (".csv", ".tsv", ".parquet")
+        return cls(rows, problems, source.name, alike, medquad.META if kind == ".xml" else ())
+
+
+def _items(rows: _Rows, made: Callable[[str, Mapping[str, Any]], Any]) -> Iterator[Any]:
+    """What `made` makes of each row; what is wrong with rows is raised at the end, as is a file without any."""
+    problems, count, ids = rows.problems, 0, _Ids()
+    for number, row in rows.rows:
+        count += 1
         try:
-            renamed = rename(row, fields)
-            shape = fixed or _same_shape(renamed, first)
-            first = first or (shape, line)
-            yield _example(f"{path.name}:{line}", row, renamed, shape)
+            item = made(f"{rows.name}:{place(number, problems.unit)}", row)
+            if not isinstance(item, Reject):
+                ids.check(item.id)
         except Wrong as wrong:
-            problems.add(wrong.at(line))
-    _finish(path, problems, rows)
+            problems.add(wrong.at(number, problems.unit))
+            if rows.alike and isinstance(wrong, Lacking):
+                break  # a column that is missing is missing in every row: once is enough
+        else:
+            yield item
+    problems.stop()
+    if count == 0:
+        raise DataError(
+            "the file holds no row", where=str(problems.path), cure="remove it from the source's path, or fill it"
+        )
 
 
-def _same_shape(row: Mapping[str, Any], first: tuple[Shape, int] | None) -> Shape:
+class _Ids:
+    """The ids of one file, as 8-byte numbers: a million take 70 MB, and two clash with a chance of 1 in 10^7."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def check(self, name: str | None) -> None:
+        """Raise Wrong for an id that stood before."""
+        if name is None:
+            return
+        number = hash(name)
+        if number in self._seen:
+            cure = "give every row an id of its own, or name the field that has one; leave the field out for none"
+            raise Wrong("the id stands in the file twice", name, cure)
+        self._seen.add(number)
+
+
+def _same_shape(row: Mapping[str, Any], first: tuple[Shape, str] | None) -> Shape:
     """The row's form, which has to be that of the file's first row."""
     if first is None:
         return find_shape(row)
-    shape, line = first
+    shape, where = first
     if all(name in row for name in shape.needed):
         return shape
     other = find_shape(row)
+    line = where.rpartition(":")[2]
     raise Wrong(
-        f"mixed forms in one file: this row is {other.name}, line {line} is {shape.name}",
+        f"mixed forms in one file: this row is {other.name}, {line if ' ' in line else f'line {line}'} is {shape.name}",
         sorted(map(str, row)),
         "put each form into a file of its own and list both as sources",
     )
 
 
-def _example(where: str, row: Mapping[str, Any], renamed: Mapping[str, Any], shape: Shape) -> Example | Reject:
-    messages = messages_of(renamed, shape)
-    if isinstance(messages, str):
-        return Reject(where, messages, row)
-    group = renamed.get("group")
-    return Example(where, id_of(renamed), messages, group if isinstance(group, str) else "")
+def _whole(path: Path, note: Note, keep_going: bool) -> Iterator[Text]:
+    """A file that is one text; a very long plain one in pieces."""
+    kind, where = kind_of(path), f"{path.name}:1"
+    if kind == ".pdf":
+        yield Text(f"{path.name}:page 1", None, pdf.pdf_text(path, Problems(path, "page", keep_going), note))
+    elif kind in (".html", ".htm"):
+        text, title = markup.html_text(path, note, keep_going=keep_going)
+        yield Text(where, None, text, meta={"title": title} if title else {})
+    elif kind in (".md", ".markdown"):
+        yield Text(where, None, markup.markdown_text(path, note, keep_going=keep_going).strip())
+    else:
+        yield from _plain(path, note, keep_going)
+
+
+def _plain(path: Path, note: Note, keep_going: bool) -> Iterator[Text]:
+    """A plain text, cut at the next blank line past LONG_TEXT characters, or at any line end past twice as many."""
+    problems = Problems(path, keep_going=keep_going)
+    found: list[str] = []
+    size, first = 0, 1
+    cut = False
+    for number, line in lines(path, problems, note):
+        found.append(line)
+        size += len(line)
+        if size >= LONG_TEXT and (not line.strip() or size >= 2 * LONG_TEXT):
+            if not cut:
+                note(f"{path.name}: a text of more than {LONG_TEXT // 2**20} million characters comes in pieces")
+            cut = True
+            yield Text(f"{path.name}:{first}", None, unified("".join(found)).strip())
+            found, size, first = [], 0, number + 1
+    problems.stop()
+    rest = unified("".join(found)).strip()
+    if rest or not cut:
+        yield Text(f"{path.name}:{first}", None, rest)
+
+
+def _check_packing(path: Path) -> None:
+    if path.suffix.lower() in PACKINGS and kind_of(path) in NEVER_PACKED:
+        refuse(
+            path,
+            f"a {kind_of(path)} file is not read packed",
+            value=path.name,
+            cure="unpack it; it is compressed inside",
+        )
+
+
+def _name(value: Any) -> str:
+    """A group's name: a text or a whole number; "" for anything else."""
+    if isinstance(value, str):
+        return value.strip()
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
 
 
 def _long_enough(text: Text, min_chars: int, row: Any) -> Text | Reject:
@@ -120,13 +303,3 @@ def _long_enough(text: Text, min_chars: int, row: Any) -> Text | Reject:
     if len(text.text) < min_chars:
         return Reject(text.where, f"shorter than {min_chars} characters", row)
     return text
-
-
-def _finish(path: Path, problems: Problems, rows: int) -> None:
-    problems.stop()
-    if rows == 0:
-        raise DataError("the file holds no row", where=str(path), cure="remove it from the source's path, or fill it")
-
-
-def _suffix_cure(more: tuple[str, ...]) -> str:
-    return f"files end in {', '.join((*ROW_SUFFIXES, *more))}; convert it, or narrow the path, such as folder/*.jsonl"
