@@ -161,8 +161,8 @@ def test_full_results_keep_the_type_of_the_base(tmp_path: Path, documents: Path)
 
 def test_a_template_is_saved_with_the_model(tmp_path: Path, base: Path, examples: Path):
     ctx = context(tmp_path, base=base, data=examples)
-    tune(template="alpaca", max_steps=1).run(ctx)
-    assert "### Response" in (ctx.out / "chat_template.jinja").read_text()
+    tune(prompt="plain", max_steps=1).run(ctx)
+    assert "Answer:" in (ctx.out / "chat_template.jinja").read_text()
 
 
 def test_cut_and_masked_rows_are_counted_and_named(tmp_path: Path, base: Path, examples: Path):
