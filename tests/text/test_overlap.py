@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from metier.text.nouns import Conversation, Document, Message, Question
-from metier.text.overlap import SHINGLE, Gate, Index, letters, texts_tested, texts_trained, words
+from metier.text.overlap import SHINGLE, Gate, Index, asked_texts, letters, trained_texts, words
 
 LONG = "the whale swims north in spring because the krill is there and the ice has gone from the open bay by then"
 
@@ -129,10 +129,10 @@ def test_short_answers_are_no_evidence_and_questions_are():
 
 def test_what_of_an_item_is_compared():
     item = talk("One?", "Two.", "Three?", "Four.", system="S")
-    assert texts_tested(item) == [("question", "One?\nTwo.\nThree?"), ("answer", "Four.")]
-    assert texts_trained(item) == ["One?\nTwo.\nThree?", "One?", "Two.", "Three?", "Four."]
-    assert texts_trained(Document("d", "text")) == ["text"]
-    assert texts_tested(Document("d", "text")) == [("text", "text")]
+    assert asked_texts(item) == [("question", "One?\nTwo.\nThree?"), ("answer", "Four.")]
+    assert trained_texts(item) == ["One?\nTwo.\nThree?", "One?", "Two.", "Three?", "Four."]
+    assert trained_texts(Document("d", "text")) == ["text"]
+    assert asked_texts(Document("d", "text")) == [("text", "text")]
 
 
 def test_an_item_is_hit_once_by_its_strongest():

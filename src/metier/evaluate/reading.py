@@ -11,7 +11,7 @@ Documents are resampled whole. Refuses empty documents and a model whose loss is
 import gc
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from metier.core.errors import DataError, ModelError
@@ -19,7 +19,7 @@ from metier.core.measure import PeakMemory, Stopwatch
 from metier.core.stage import Context
 from metier.engine.local import document_nll
 from metier.evaluate.answering import stopper
-from metier.evaluate.table import Column, Row
+from metier.evaluate.table import CLEAN, Column, Row
 from metier.models.load import Loaded, load
 from metier.text.artifacts import answers_path, read_jsonl, write_json, write_jsonl
 from metier.text.chat import encode_document
@@ -59,15 +59,25 @@ def read_all(
     return rows
 
 
-def columns(rows: Sequence[Row]) -> list[Column]:
-    """Bits per byte, then perplexity, of each documents step and contender."""
+def columns(rows: Sequence[Row], seen: Collection[tuple[str, str]] = frozenset()) -> list[Column]:
+    """Bits per byte, then perplexity, of each documents step and contender.
+
+    seen: (step, id) of documents that a contender was trained on. A step that has such and others comes once more with
+    the others alone, as `step (clean)`.
+    """
     names = list(dict.fromkeys(str(row["contender"]) for row in rows))
-    groups = list(dict.fromkeys(str(row["group"]) for row in rows))
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(row["group"]), []).append(row)
+    for group, inside in list(groups.items()):
+        clean = [row for row in inside if (group, row["id"]) not in seen]
+        if 0 < len(clean) < len(inside):
+            groups[f"{group} ({CLEAN})"] = clean
     made = []
     for metric, scale, weight in (("bits_per_byte", LOG2, "bytes"), ("perplexity", 1.0, "tokens")):
         for group in groups:
             for name in names:
-                here = [row for row in rows if (row["contender"], row["group"]) == (name, group)]
+                here = [row for row in groups[group] if row["contender"] == name]
                 values, weights = [row["nll"] / scale for row in here], [row[weight] for row in here]
                 restates = metric == "perplexity"
                 made.append(

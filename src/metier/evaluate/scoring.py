@@ -6,10 +6,12 @@ metric reads it. An empty answer is an answer, and scores what it deserves. Impo
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from metier.core.errors import DataError
+from metier.evaluate.exposure import FILE
 from metier.evaluate.metrics import Answered, Metric
 from metier.text.artifacts import read_answers, read_asked
 
@@ -40,6 +42,27 @@ def read_all(folder: Path) -> Answers:
 def contenders(folder: Path) -> list[str]:
     """The contenders' names in an `answers` artifact's files, in the recipe's order."""
     return [str(c["name"]) for c in json.loads((folder / "contenders.json").read_text(encoding="utf-8"))]
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """What was found of the questions when they were asked. seen: ids that a contender was trained on."""
+
+    seen: frozenset[str] = frozenset()
+    summary: Row = field(default_factory=dict)
+
+
+def exposed(folder: Path) -> Exposed:
+    """What an `answers` artifact's files say of its questions; nothing where nobody looked."""
+    path = folder / FILE
+    if not path.is_file():
+        return Exposed()
+    found = json.loads(path.read_text(encoding="utf-8"))
+    told = {name: {"seen": len(one["seen"]), "unknown": one["unknown"]} for name, one in found["contenders"].items()}
+    dropped = set(found["dropped"])
+    seen = frozenset(str(i) for one in found["contenders"].values() for i in one["seen"] if i not in dropped)
+    summary = {"tested": found["tested"], "seen": found["seen"], "dropped": len(dropped), "contenders": told}
+    return Exposed(seen, {"contamination": summary})
 
 
 def check_references(answers: Answers, metrics: Sequence[Metric]) -> None:

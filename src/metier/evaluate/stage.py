@@ -11,8 +11,9 @@ from pydantic import Field, field_validator
 
 from metier.core.errors import DataError, RecipeError, nearest
 from metier.core.stage import Context, ModelRef, Needs, Source, Stage
+from metier.evaluate.exposure import ExposureGate, expose, settle
 from metier.evaluate.metrics import METRICS, metric
-from metier.evaluate.scoring import check_references, contenders, item_rows, read_all
+from metier.evaluate.scoring import check_references, contenders, exposed, item_rows, read_all
 from metier.text.artifacts import answers_path, read_documents, read_questions, write_json, write_jsonl
 from metier.text.nouns import Document, Question
 
@@ -27,6 +28,7 @@ class Answer(Stage):
 
     kind: Literal["answer"] = "answer"
     produces: ClassVar[str] = "answers"
+    version: ClassVar[int] = 2
 
     models: list[ModelRef] = Field(min_length=1)
     """The contenders: steps, built-in names, folders or hub ids. The first is what others are compared with."""
@@ -46,6 +48,8 @@ class Answer(Stage):
     """Ask at most so many questions, evenly spaced over the split."""
     batch_size: int = Field(32, ge=1)
     """Questions answered at a time. Part of the identity: rounding differs, and may break a near tie differently."""
+    contamination: ExposureGate | Literal[False] = ExposureGate()
+    """How questions that a contender was trained on are found, and what becomes of them. false: nobody looks."""
 
     def check(self, sources: Mapping[str, Source]) -> None:
         """Contenders are different, and there is something to ask."""
@@ -57,9 +61,17 @@ class Answer(Stage):
         from metier.evaluate.answering import Asking, answer_all, spread
 
         questions = self._ask(ctx.source(self.questions))
-        chosen = [questions[i] for i in spread(len(questions), self.limit)]
+        chosen = self._unseen(ctx, [questions[i] for i in spread(len(questions), self.limit)])
         asking = Asking(self.max_new_tokens, self.temperature, self.top_p, self.seed, self.batch_size)
         return answer_all(ctx, self.models, chosen, asking)
+
+    def _unseen(self, ctx: Context, questions: list[Question]) -> list[Question]:
+        """The questions that are left where the gate drops what was seen."""
+        if self.contamination is False:
+            return questions
+        found = expose(ctx, self.models, {q.id: q for q in questions}, self.contamination, task="was it trained on")
+        dropped = settle(ctx, found, self.contamination, "questions")
+        return [q for q in questions if q.id not in dropped]
 
     def _ask(self, source: Source) -> list[Question]:
         check_split(source, self.split, "questions")
@@ -72,10 +84,12 @@ class Score(Stage):
     """Measure answers against their references: an interval for every mean, a paired test for every difference.
 
     All comparisons of the step are corrected together (Holm), so asking more of one step makes each claim harder.
+    Where a contender was trained on some of the questions, everything is given on all and on the others (`clean`).
     """
 
     kind: Literal["score"] = "score"
     produces: ClassVar[str] = "scores"
+    version: ClassVar[int] = 2
 
     answers: Annotated[str, Needs("answers")]
     """The step whose answers to score."""
@@ -106,8 +120,8 @@ class Score(Stage):
             check_against(self.against, contenders(sources[self.answers].path))
 
     def run(self, ctx: Context) -> Mapping[str, float]:
-        """Write items and scores. Returns every contender's mean of every metric over all items."""
-        from metier.evaluate.table import ALL, Settings, answer_columns, table
+        """Write items and scores. Returns every contender's mean of every metric over all items, and the clean ones."""
+        from metier.evaluate.table import ALL, CLEAN, Settings, answer_columns, table
 
         measured = [metric(name) for name in self.metrics]
         answers = read_all(ctx.source(self.answers).path)
@@ -116,10 +130,16 @@ class Score(Stage):
         check_references(answers, measured)
         rows = item_rows(answers, measured)
         settings = Settings(tuple(self.against or names[:1]), self.confidence, self.resamples, self.seed)
-        scores = table(answer_columns(rows, measured), settings)
+        exposure = exposed(ctx.source(self.answers).path)
+        scores = table(answer_columns(rows, measured, exposure.seen), settings) | exposure.summary
         write_jsonl(ctx.out / "items.jsonl", rows)
         write_json(ctx.out / "scores.json", scores)
-        return {f"{r['contender']} {r['metric']}": r["mean"] for r in scores["rows"] if r["group"] == ALL}
+        named = {ALL: "", CLEAN: f" {CLEAN}"}
+        return {
+            f"{r['contender']} {r['metric']}{named[r['group']]}": r["mean"]
+            for r in scores["rows"]
+            if r["group"] in named
+        }
 
 
 class Perplexity(Stage):
@@ -127,6 +147,7 @@ class Perplexity(Stage):
 
     kind: Literal["perplexity"] = "perplexity"
     produces: ClassVar[str] = "scores"
+    version: ClassVar[int] = 2
 
     models: list[ModelRef] = Field(min_length=1)
     """The contenders, as in `answer`."""
@@ -146,6 +167,8 @@ class Perplexity(Stage):
     """As in `score`."""
     seed: int = Field(0, ge=0)
     """Of the resampling."""
+    contamination: ExposureGate | Literal[False] = ExposureGate()
+    """As in `answer`, of documents."""
 
     def check(self, sources: Mapping[str, Source]) -> None:
         """Contenders and documents are different, those to compare with are among them, and there is text to read."""
@@ -169,13 +192,28 @@ class Perplexity(Stage):
         for step in self.documents:
             held = _held_out(ctx.source(step))
             texts[step] = [held[i] for i in spread(len(held), self.limit)]
+        seen, left_out = self._seen(ctx, texts)
+        kept = {step: [d for d in held if (step, d.id) not in left_out] for step, held in texts.items()}
+        texts = {step: held for step, held in kept.items() if held}
         rows = reading.read_all(ctx, self.models, texts, window=self.window, stride=self.stride)
         against = tuple(self.against or self.models[:1])
-        scores = table(reading.columns(rows), Settings(against, self.confidence, self.resamples, self.seed))
+        scores = table(reading.columns(rows, seen), Settings(against, self.confidence, self.resamples, self.seed))
         write_jsonl(ctx.out / "items.jsonl", rows)
         write_json(ctx.out / "scores.json", scores)
         means = [r for r in scores["rows"] if r["metric"] == "bits_per_byte"]
         return {f"{r['contender']} {r['group']} bits_per_byte": r["mean"] for r in means}
+
+    def _seen(
+        self, ctx: Context, texts: Mapping[str, Sequence[Document]]
+    ) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+        """The (step, id) of documents that a contender was trained on, and of those not to be read."""
+        if self.contamination is False:
+            return set(), set()
+        names = {f"{step}/{d.id}": (step, d.id) for step, held in texts.items() for d in held}
+        items = {f"{step}/{d.id}": d for step, held in texts.items() for d in held}
+        found = expose(ctx, self.models, items, self.contamination, task="was it trained on")
+        dropped = settle(ctx, found, self.contamination, "documents")
+        return {names[one] for one in found.any - dropped}, {names[one] for one in dropped}
 
 
 def check_contenders(models: Sequence[str]) -> None:

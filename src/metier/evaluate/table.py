@@ -5,7 +5,7 @@ corrected. A metric that is neither better high nor low, and one that only resta
 comparisons, which keeps the family small.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from metier.evaluate.statistics import Comparison, Interval, compare, holm, mean
 
 ALL = "all"
 """The group of all items."""
+CLEAN = "clean"
+"""The group of the items that no contender was trained on, where there are others."""
 
 Row = dict[str, Any]
 
@@ -89,21 +91,30 @@ def table(columns: Sequence[Column], settings: Settings) -> Row:
     return {"baseline": settings.against[0], "confidence": settings.confidence, "rows": rows}
 
 
-def answer_columns(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[Column]:
-    """The columns to compare: each contender, each metric, all items together and then each group of them."""
+def answer_columns(rows: Sequence[Row], metrics: Sequence[Metric], seen: Collection[str] = frozenset()) -> list[Column]:
+    """The columns to compare: each contender, each metric, all items, the clean ones, and then each group.
+
+    seen: ids of items that a contender was trained on. Where it has none of the items or all, there is no clean group.
+    """
     names = list(dict.fromkeys(str(row["contender"]) for row in rows))
+    clean = {str(row["id"]) for row in rows} - set(seen)
+    parted = [CLEAN] if 0 < len(clean) < len({str(row["id"]) for row in rows}) else []
+
+    def belongs(row: Row, group: str) -> bool:
+        return row["id"] in clean if group == CLEAN else group in (ALL, row["group"])
+
     return [
         Column(
             name,
             m.name,
             group,
-            [row[m.name] for row in rows if row["contender"] == name and group in (ALL, row["group"])],
+            [row[m.name] for row in rows if row["contender"] == name and belongs(row, group)],
             m.higher_is_better,
             bounded=m.bounded,
             binary=m.binary,
         )
         for m in metrics
-        for group in (ALL, *groups(rows))
+        for group in (ALL, *parted, *groups(rows))
         for name in names
     ]
 
@@ -111,8 +122,9 @@ def answer_columns(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[Colum
 def groups(rows: Sequence[Row]) -> list[str]:
     """The groups that scores are broken down by, as they first appear; none where all items are in the same."""
     found = list(dict.fromkeys(str(row["group"]) for row in rows))
-    if ALL in found:
-        raise DataError(f"a group of questions may not be called {ALL!r}", cure="give the group another name")
+    for taken in (ALL, CLEAN):
+        if taken in found:
+            raise DataError(f"a group of questions may not be called {taken!r}", cure="give the group another name")
     return [group for group in found if group] if len(found) > 1 else []
 
 

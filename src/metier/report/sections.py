@@ -153,7 +153,7 @@ def _text_headline(run: Run, scores: Scores, specialist: Contender) -> Iterable[
 def text_kind(run: Run, documents: str) -> str:
     """`domain` for documents that some training step read, `general` for all others."""
     trained = {i.step or i.value for s in run.steps if s.training for i in s.inputs}
-    return "domain" if documents in trained else "general"
+    return "domain" if documents.removesuffix(" (clean)") in trained else "general"
 
 
 def _value(row: Score, digits: int) -> str:

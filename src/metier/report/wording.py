@@ -70,6 +70,7 @@ def metric(name: str) -> Metric:
 
 GROUPS = {
     "all": ("all questions", ""),
+    "clean": ("clean", "Questions that no contender was trained on."),
     "reworded": ("reworded", "Knowledge from the pairs: facts that a training answer states, asked in new words."),
     "corpus-only": ("corpus-only", "Knowledge from the corpus: facts that stand in no training answer."),
 }
