@@ -151,7 +151,7 @@ class Table:
         return np.ascontiguousarray(homes.T, np.int64)
 
     def _grow(self, size: int) -> None:
-        """A table of `size` first slots, and behind them room for all that it may hold: no search has to wrap around."""
+        """A table of `size` first slots and, behind them, room for all that it may hold: no search wraps round."""
         self._size = size
         self._slots = np.zeros((self._bands, size + int(_FULL * size) + 1), np.uint32)
         numbers = np.arange(self._count)

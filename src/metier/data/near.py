@@ -2,7 +2,7 @@
 
 How alike two texts are is their Jaccard similarity over runs of `ngram` words, estimated from signatures of a fixed
 size (see `minhash`). At 128 permutations an estimate errs by 0.04 at most two times in three; of pairs that are exactly
-0.8 alike, 98 in 100 are seen at all, and an estimate then decides. Order matters for removal: a text is dropped when one
+0.8 alike, 98 in 100 are seen at all, and an estimate then decides. Order matters for removal: a text is dropped if one
 before it that was kept is near it, so no text is dropped for its likeness to one that is gone itself.
 
 No numpy is imported before something is computed, so a stage may name `Near` among its settings.
