@@ -54,21 +54,26 @@ class Hub(Config):
 def rows(source: Hub, problems: Problems, note: Note) -> Iterator[tuple[int, dict[str, Any]]]:
     """The data set's rows by number from 1. What JSON has no word for becomes text."""
     local = Path(source.id).expanduser().is_dir()
-    if not local:
+    if local:
+        note(
+            f"{source.id}: a step does not see when a data set's local folder changes; name files with `path` for that"
+        )
+    else:
         _check_network(source)
     library = _library()
     number = 0
     try:
-        if not local:
-            _tell_commit(source, note)
-        for row in islice(_opened(library, source), source.take):
+        revision = None if local else _commit(source, note)
+        for row in islice(_opened(library, source, revision), source.take):
             number += 1
             yield number, {str(name): plain(value) for name, value in row.items()}
     except Exception as error:  # it passes on all that file formats, file systems and HTTP raise
         if isinstance(error, DataError):
             raise
-        what = f"the data set cannot be read: {first_line(error)}"
-        problems.add(Problem(what, number + 1, cure=_cure(source, error), unit="row"))
+        what, cure = f"the data set cannot be read: {first_line(error)}", _cure(source, error)
+        if not number:
+            raise DataError(what, where=str(source.place), cure=cure) from error
+        problems.add(Problem(what, number + 1, cure=cure, unit="row"))
 
 
 def _library() -> Any:
@@ -77,34 +82,42 @@ def _library() -> Any:
     except ImportError:
         raise MissingExtra("datasets", "hub", needed_by="a data set of the hub") from None
     datasets.disable_progress_bars()
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it tells at length what we tell once
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return datasets
 
 
-def _opened(library: Any, source: Hub) -> Any:
+def _opened(library: Any, source: Hub, revision: str | None) -> Any:
     folder = Path(source.id).expanduser()
     return library.load_dataset(
         str(folder) if folder.is_dir() else source.id,
         source.config,
-        revision=None if folder.is_dir() else source.revision,
+        revision=revision,
         split=source.split,
         streaming=source.streaming,
     )
 
 
 def _check_network(source: Hub) -> None:
+    """Refuse what cannot be an id of the hub, and any id where the network is off."""
+    if source.id.count("/") > 1 or source.id.startswith(("/", ".", "~")):
+        refuse(
+            source.place, "there is no such folder", value=source.id, cure="write owner/name, or a folder that exists"
+        )
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _ON:
         cure = "unset HF_HUB_OFFLINE, or fetch it once and name its folder as `id`"
         refuse(source.place, "the hub is switched off (HF_HUB_OFFLINE)", value=source.id, cure=cure)
 
 
-def _tell_commit(source: Hub, note: Note) -> None:
+def _commit(source: Hub, note: Note) -> str:
+    """The commit to read: the one given, or what a branch or tag now stands for, which is noted."""
     if source.revision and _COMMIT.fullmatch(source.revision):
-        return
+        return source.revision
     from huggingface_hub import HfApi
 
-    commit = HfApi().dataset_info(source.id, revision=source.revision).sha
+    commit = str(HfApi().dataset_info(source.id, revision=source.revision).sha)
     note(f"{source.id}: {source.revision or 'main'} is now {commit}; `revision: {commit}` keeps reading this")
+    return commit
 
 
 def _cure(source: Hub, error: Exception) -> str:
