@@ -18,7 +18,7 @@ from metier.core.events import Events, Listener
 from metier.core.fingerprint import FileDigests, Json, digest
 from metier.core.machine import FILE, remember
 from metier.core.measure import PeakMemory, Stopwatch, machine, now, versions
-from metier.core.stage import Context, InputFiles, Reference, Source, Stage, identity
+from metier.core.stage import KEEP_GOING, Context, InputFiles, Reference, Source, Stage, identity
 from metier.core.store import Artifact, Key, Store, Workspace
 from metier.models.builtin import resolve
 from metier.recipe import Link, Recipe
@@ -234,15 +234,16 @@ def run(
     listeners: Sequence[Listener] = (),
     stop: Callable[[], bool] = lambda: False,
     only: str | None = None,
+    keep_going: bool = False,
 ) -> Result:
     """Make what is missing, in order. A run that was stopped goes on from here when called again.
 
     listeners: hear every event (`run_started`, then each step's, then `run_finished`). stop: asked between steps and by
-    the stages in their loops. Raises InputError before anything is written where the input of any step is bad,
-    Interrupted where `stop` said so, and what a failing step raises, its place in the recipe added.
+    the stages in their loops. keep_going: gather the faults of all input files first. Raises InputError before
+    anything is written where the input of any step is bad, Interrupted where `stop` said so, and what a failing step raises, its place in the recipe added.
     """
     planned = plan(recipe, store, only=only)
-    check(recipe, [step for step in planned if step.state == "run"])
+    check(recipe, [step for step in planned if step.state == "run"], keep_going=keep_going)
     whole = Events("", listeners=list(listeners))
     watch = Stopwatch()
     whole.emit("run_started", recipe=recipe.name, steps=[summary(step) for step in planned])
@@ -259,8 +260,19 @@ def run(
     return Result(recipe, artifacts, planned)
 
 
-def check(recipe: Recipe, steps: Sequence[Planned]) -> None:
-    """Let every step look at its input. Raises InputError with the faults of all; writes nothing."""
+def check(recipe: Recipe, steps: Sequence[Planned], *, keep_going: bool = False) -> None:
+    """Let every step look at its input. Raises InputError with the faults of all; writes nothing.
+
+    keep_going: a step too looks at all of its files before it raises, instead of stopping at the first faulty one.
+    """
+    token = KEEP_GOING.set(keep_going or KEEP_GOING.get())
+    try:
+        _check(recipe, steps)
+    finally:
+        KEEP_GOING.reset(token)
+
+
+def _check(recipe: Recipe, steps: Sequence[Planned]) -> None:
     errors: list[InputError] = []
     for step in steps:
         try:
@@ -301,7 +313,7 @@ def _run_step(
                 return made
             events.path = workspace.events
             sources = _sources_now(recipe, step, artifacts)
-            artifact = store.commit(workspace, _execute(recipe, step, workspace, sources, events, stop))
+            artifact = store.commit(workspace, _execute(recipe, step, store, workspace, sources, events, stop))
             _remember_machine(store, artifact)
             return artifact
     except MetierError as error:
@@ -359,13 +371,14 @@ def _sources_now(recipe: Recipe, step: Planned, artifacts: Mapping[str, Artifact
 def _execute(
     recipe: Recipe,
     step: Planned,
+    store: Store,
     workspace: Workspace,
     sources: Mapping[str, Source],
     events: Events,
     stop: Callable[[], bool],
 ) -> dict[str, Json]:
     """Run the stage in its workspace and return the artifact's record."""
-    ctx = Context(step.name, workspace.files, workspace.measured, workspace.state, events, sources, stop)
+    ctx = Context(step.name, workspace.files, workspace.measured, workspace.state, events, sources, stop, store.cache)
     started, watch = now(), Stopwatch()
     events.emit("started", kind=_kind(step.stage), key=str(step.key), why=step.why)
     with PeakMemory() as memory:

@@ -325,7 +325,7 @@ def _wire(
 def _link(ref: Reference, steps: Mapping[str, Stage], root: Path, stages: Catalogue) -> Link:
     """What a reference means. Errors are still without their place."""
     if isinstance(ref.mark, Needs):
-        return _link_step(ref, ref.mark.artifact, steps, stages)
+        return _link_step(ref, ref.mark.artifact, steps, stages, other=ref.mark.other)
     if isinstance(ref.mark, InputFiles):
         return Link(ref, files=match_files(ref.value, root))
     assert isinstance(ref.mark, ModelInput), ref.mark
@@ -342,8 +342,10 @@ def _link(ref: Reference, steps: Mapping[str, Stage], root: Path, stages: Catalo
     return Link(ref)
 
 
-def _link_step(ref: Reference, artifact: str, steps: Mapping[str, Stage], stages: Catalogue) -> Link:
-    fitting = [name for name, stage in steps.items() if stage.produces == artifact]
+def _link_step(
+    ref: Reference, artifact: str, steps: Mapping[str, Stage], stages: Catalogue, *, other: str = ""
+) -> Link:
+    fitting = [name for name, stage in steps.items() if stage.produces in (artifact, other)]
     makers = " or ".join(kind for kind, cls in stages.items() if cls.produces == artifact)
     cure = f"steps that make {artifact}: {', '.join(fitting)}" if fitting else f"add a step of kind {makers}"
     if ref.value not in steps:
@@ -354,7 +356,7 @@ def _link_step(ref: Reference, artifact: str, steps: Mapping[str, Stage], stages
             cure=guess if guess.startswith("did you mean") else cure,
         )
     made = steps[ref.value].produces
-    if made != artifact:
+    if made not in (artifact, other):
         what = f"a step that makes {artifact} is needed here, and {ref.value!r} makes {made}"
         raise RecipeError(what, value=ref.value, cure=cure)
     return Link(ref, step=ref.value)

@@ -3,7 +3,7 @@
 A stage is a frozen pydantic class. Its fields are the recipe's keys: one declaration is schema, help text (the string
 under the field), default and check. Unknown keys are refused. Marks on a field say what its value refers to:
 
-    Needs("examples")   the name of a step that produces that kind of artifact
+    Needs("examples")   the name of a step that produces that kind of artifact, or one of two kinds
     ModelRef            a step that produces a model, a built-in name, a local folder or a hub id
     FilePattern         a file, folder or glob, relative to the recipe's own folder
     Runtime()           no effect on the result, so not part of the artifact's identity
@@ -15,6 +15,7 @@ it leaves there as `machine.json` is remembered for later estimates.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -34,9 +35,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Needs(Mark):
-    """The value names a step that produces this kind of artifact."""
+    """The value names a step that produces this kind of artifact; or this other kind, where there are two."""
 
     artifact: str
+    other: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class InputFiles(Mark):
 class Runtime(Mark):
     """The field has no effect on the result."""
 
+
+KEEP_GOING: ContextVar[bool] = ContextVar("keep_going", default=False)
+"""Whether a stage that looks for bad input gathers the problems of all files, instead of stopping at the first."""
 
 ModelRef = Annotated[str, ModelInput()]
 FilePattern = Annotated[str, InputFiles()]
@@ -108,7 +113,8 @@ class Context:
     """All that a running stage sees of the world.
 
     out: the artifact's files, deterministic. measured: what depends on clock and machine. scratch: resumable state that
-    survives a crash and is deleted on success. sources: every reference of the stage, by its value.
+    survives a crash and is deleted on success. sources: every reference of the stage, by its value. cache: what may be
+    deleted at any time and made again, shared by all steps (None: there is none).
     """
 
     step: str
@@ -118,6 +124,7 @@ class Context:
     events: Events
     sources: Mapping[str, Source]
     stop: Callable[[], bool] = field(default=lambda: False)
+    cache: Path | None = None
 
     def source(self, value: str) -> Source:
         """What the reference written as `value` resolved to."""

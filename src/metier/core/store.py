@@ -3,6 +3,7 @@
     <store>/objects/<kind>-<digest12>/   run.json  events.jsonl  files/  measured/
     <store>/refs/<recipe>/<step>         the key that the step last produced
     <store>/scratch/<kind>-<digest12>/   build/ (written aside) and state/ (resumable), deleted on success
+    <store>/cache/                       what may be deleted at any time: token ids by content
 
 An object is written aside, flushed to disk and renamed into place last, so it is whole or absent. Two processes that
 want the same object take turns behind a lock file; the second finds it made. `files/` is deterministic and hashed
@@ -114,6 +115,11 @@ class Store:
     def objects(self) -> Path:
         """Finished artifacts."""
         return self.root / "objects"
+
+    @property
+    def cache(self) -> Path:
+        """What stages keep for each other and can make again."""
+        return self.root / "cache"
 
     def find(self, key: Key) -> Artifact | None:
         """The finished artifact under `key`, or None. Raises StoreError where its record is unreadable or another's."""

@@ -172,6 +172,10 @@ class Batches:
     many tokens, the last draw cut so that the share is exact; None: each piece stays whole, and the share is exact to
     half a piece. batch_size: blocks a micro-step. accumulation: micro-steps a window. micro_tokens: cut windows into
     micro-steps of at most that many tokens instead.
+
+    refusals: drawn likewise, two neighbours (a refusal and its benign twin) together. domains: how many of the pieces,
+    in order, belong to each domain, and its weight: an epoch then has as many tokens as ever, but draws from each
+    domain so that its share of them is that of its weight. Empty: every piece once.
     """
 
     pieces: tuple[Piece, ...]
@@ -182,11 +186,16 @@ class Batches:
     accumulation: int
     seed: int
     micro_tokens: int | None = None
+    domains: tuple[tuple[int, float], ...] = ()
+    refusals: tuple[Piece, ...] = ()
+    refusal_share: float = 0.0
 
     def blocks(self, epoch: int) -> list[Block]:
         """An epoch's blocks in the order in which they are read."""
         random = np.random.default_rng([self.seed, epoch])
-        pieces = [self.pieces[i] for i in random.permutation(len(self.pieces))] + self._draw(random)
+        pieces = self._own(random)
+        pieces += _draw(random, singly(self.replay), self.replay_tokens, cut=self.block_size is not None)
+        pieces += _draw(random, in_pairs(self.refusals), self.refusal_tokens, cut=False)
         blocks = [(piece,) for piece in pieces] if self.block_size is None else best_fit(pieces, self.block_size)
         return [blocks[i] for i in random.permutation(len(blocks))]
 
@@ -206,27 +215,69 @@ class Batches:
     @cached_property
     def replay_tokens(self) -> int:
         """How many tokens of replay an epoch holds: share / (1 - share) of the rest."""
-        if not self.replay or not self.replay_share:
-            return 0
-        return round(size_of(self.pieces) * self.replay_share / (1 - self.replay_share))
+        return self._beside(self.replay, self.replay_share)
 
-    def _draw(self, random: np.random.Generator) -> list[Piece]:
-        drawn: list[Piece] = []
-        left = self.replay_tokens
-        while left > 0:
-            for index in random.permutation(len(self.replay)):
-                piece = self.replay[index]
-                if len(piece) > left:
-                    if self.block_size is not None and left > 1:
-                        drawn.append(piece.part(0, left))
-                    elif self.block_size is None and len(piece) < 2 * left:
-                        drawn.append(piece)
-                    return drawn
-                drawn.append(piece)
-                left -= len(piece)
-                if left == 0:
-                    return drawn
-        return drawn
+    @cached_property
+    def refusal_tokens(self) -> int:
+        """How many tokens of refusals and their twins an epoch holds."""
+        return self._beside(self.refusals, self.refusal_share)
+
+    def _beside(self, pieces: Sequence[Piece], share: float) -> int:
+        if not pieces or not share:
+            return 0
+        rest = 1 - (self.replay_share if self.replay else 0) - (self.refusal_share if self.refusals else 0)
+        return round(size_of(self.pieces) * share / rest)
+
+    def _own(self, random: np.random.Generator) -> list[Piece]:
+        """The pieces of an epoch in a new order: each once, or by the domains' weights."""
+        if not self.domains:
+            return [self.pieces[i] for i in random.permutation(len(self.pieces))]
+        total, weights = size_of(self.pieces), sum(weight for _, weight in self.domains)
+        found: list[Piece] = []
+        start = 0
+        for count, weight in self.domains:
+            own = singly(self.pieces[start : start + count])
+            found += _draw(random, own, round(total * weight / weights), cut=self.block_size is not None)
+            start += count
+        return found
+
+
+Unit = tuple[Piece, ...]
+"""Pieces that are drawn together."""
+
+
+def singly(pieces: Sequence[Piece]) -> Sequence[Unit]:
+    """Each piece by itself."""
+    return [(piece,) for piece in pieces]
+
+
+def in_pairs(pieces: Sequence[Piece]) -> Sequence[Unit]:
+    """Each two neighbours together."""
+    return [tuple(pieces[start : start + 2]) for start in range(0, len(pieces), 2)]
+
+
+def _draw(random: np.random.Generator, units: Sequence[Unit], tokens: int, *, cut: bool) -> list[Piece]:
+    """Units in passes over all of them, each pass in a new order, until they have so many tokens.
+
+    cut: the last piece is cut so that the number is exact; else it comes whole where that is nearer than without it.
+    """
+    drawn: list[Piece] = []
+    left = tokens
+    while left > 0 and units:
+        for index in random.permutation(len(units)):
+            unit = units[index]
+            size = size_of(unit)
+            if size > left:
+                if cut and left > 1:
+                    drawn.append(unit[0].part(0, left))
+                elif not cut and size < 2 * left:
+                    drawn += unit
+                return drawn
+            drawn += unit
+            left -= size
+            if left == 0:
+                return drawn
+    return drawn
 
 
 def micros(pieces: Sequence[Piece], tokens: int) -> list[Micro]:

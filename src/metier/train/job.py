@@ -191,6 +191,9 @@ def _fit(
         stage.accumulation,
         stage.seed,
         chosen.micro_tokens,
+        material.domains,
+        material.refusals,
+        material.refusal_share,
     )
     course = Course(
         epochs=stage.epochs,
@@ -243,7 +246,7 @@ def _prefix_cache(
     if below == 0 or stage.epochs == 1 or stage.neftune is not None or stage.prefix_cache == "off":
         return None
     embeddings = input_embeddings(model).weight
-    tokens = room_for((*material.pieces, *material.dev, *material.replay), prefix)
+    tokens = room_for((*material.pieces, *material.dev, *material.replay, *material.refusals), prefix)
     made = make(
         stage.prefix_cache, tokens=tokens, width=embeddings.shape[1], dtype=embeddings.dtype, folder=ctx.scratch
     )

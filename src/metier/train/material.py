@@ -4,22 +4,21 @@ Refuses data of which nothing is left to learn from, and conversations of which 
 train on, naming some. Costs about a second per million tokens.
 """
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from metier.core.errors import DataError
 from metier.core.events import Events
-from metier.text.artifacts import about, read_conversations, read_documents
-from metier.text.chat import Tokenizer, encode_conversation, encode_document
-from metier.text.nouns import Conversation, Document
-from metier.train.batches import Piece, split, targets_of
-
-Row = TypeVar("Row", Document, Conversation)
-Encode = Callable[[Row], tuple[Piece, bool]]
-"""The piece of a row, and whether it was cut."""
+from metier.text.artifacts import about
+from metier.text.chat import Tokenizer
+from metier.train.batches import Piece
+from metier.train.shards import Conversations as ConversationEncoder
+from metier.train.shards import Documents as DocumentEncoder
+from metier.train.shards import Shards, encode
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class Material:
-    """All that a training step reads. block_size: pieces are packed into blocks of it (None: not packed)."""
+    """All that a training step reads. block_size: pieces are packed into blocks of it (None: not packed).
+
+    domains, refusals: as in `Batches`.
+    """
 
     pieces: tuple[Piece, ...]
     replay: tuple[Piece, ...]
@@ -51,27 +53,26 @@ class Material:
     replay_share: float
     block_size: int | None
     labels: Labels
+    domains: tuple[tuple[int, float], ...] = ()
+    refusals: tuple[Piece, ...] = ()
+    refusal_share: float = 0.0
 
 
 def documents(
-    folder: Path, tokenizer: Tokenizer, *, block_size: int, events: Events, check_stop: Callable[[], None]
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    block_size: int,
+    events: Events,
+    check_stop: Callable[[], None],
+    cache: Path,
 ) -> Material:
-    """The documents of an artifact: every token but the first is a target."""
-
-    def encode(document: Document) -> tuple[Piece, bool]:
-        return Piece.of(document.id, encode_document(tokenizer, document.text)), False
-
-    def read(name: str) -> list[Piece]:
-        rows = read_documents(folder, name) if (folder / f"{name}.jsonl").is_file() else []
-        return _encode(rows, encode, name, events, check_stop)[0]
-
-    pieces, masked, cut = _encode(read_documents(folder, "train"), encode, "train", events, check_stop)
-    labels = Labels(len(pieces) + len(masked), masked, cut, targets_of(pieces))
+    """The documents of an artifact: every token but the first is a target. cache: where token ids are kept."""
+    read = partial(_shards, folder, DocumentEncoder(tokenizer, 0), cache=cache, events=events, check_stop=check_stop)
+    train = read("train")
+    labels = _labels(train)
     _check_labels(labels, max_masked=1.0, where="documents", events=events)
-    parts = tuple(part for piece in pieces for part in split(piece, block_size))
-    replay = tuple(part for piece in read("replay") for part in split(piece, block_size))
-    dev = tuple(part for piece in read("heldout") for part in split(piece, block_size))
-    return Material(parts, replay, dev, _replay_share(folder, replay), block_size, labels)
+    return _material(folder, train, read, dev="heldout", block_size=block_size, labels=labels)
 
 
 def examples(
@@ -83,49 +84,89 @@ def examples(
     prompt_weight: float = 0.0,
     events: Events,
     check_stop: Callable[[], None],
+    cache: Path,
 ) -> Material:
     """The conversations of an artifact: the assistant's tokens are targets.
 
-    prompt_weight: how much the other tokens' loss counts while training; the dev loss is the assistant's alone.
+    prompt_weight: how much the other tokens' loss counts while training; the dev loss is the assistant's alone. A row
+    without an answer teaches nothing that is asked for, whatever its prompt weighs. cache: where token ids are kept.
     """
-
-    def encode(conversation: Conversation, weight: float) -> tuple[Piece, bool]:
-        encoded = encode_conversation(tokenizer, conversation, max_length=max_length)
-        # a row without an answer teaches nothing that is asked for, whatever its prompt weighs
-        weight = weight if any(encoded.trained[1:]) else 0.0
-        return Piece.of(conversation.id, encoded.ids, encoded.trained, prompt_weight=weight), encoded.truncated
-
-    def read(name: str, weight: float) -> list[Piece]:
-        rows = read_conversations(folder, name) if (folder / f"{name}.jsonl").is_file() else []
-        return _encode(rows, partial(encode, weight=weight), name, events, check_stop)[0]
-
-    rows = read_conversations(folder, "train")
-    pieces, masked, cut = _encode(rows, partial(encode, weight=prompt_weight), "train", events, check_stop)
-    labels = Labels(len(pieces) + len(masked), masked, cut, targets_of(pieces))
+    encoder = ConversationEncoder(tokenizer, max_length)
+    read = partial(_shards, folder, encoder, cache=cache, events=events, check_stop=check_stop)
+    train = read("train")
+    labels = _labels(train)
     _check_labels(labels, max_masked=max_masked, where="examples", events=events)
-    replay = tuple(read("replay", prompt_weight))
-    return Material(tuple(pieces), replay, tuple(read("dev", 0.0)), _replay_share(folder, replay), None, labels)
+    return _material(folder, train, read, dev="dev", labels=labels, prompt_weight=prompt_weight)
 
 
-def _encode(
-    rows: Sequence[Row], encode: Encode[Row], name: str, events: Events, check_stop: Callable[[], None]
-) -> tuple[list[Piece], tuple[str, ...], tuple[str, ...]]:
-    """The pieces that have a target, the ids of those that have none, and of those that were cut."""
-    pieces: list[Piece] = []
-    masked: list[str] = []
-    cut: list[str] = []
-    for number, row in enumerate(rows, 1):
-        check_stop()
-        piece, was_cut = encode(row)
-        if piece.trained:
-            pieces.append(piece)
-        else:
-            masked.append(row.id)
-        if was_cut:
-            cut.append(row.id)
-        if number % 1000 == 0 or number == len(rows):
-            events.progress(f"encode {name}", number, len(rows), unit="rows")
-    return pieces, tuple(masked), tuple(cut)
+def _shards(
+    folder: Path,
+    encoder: DocumentEncoder | ConversationEncoder,
+    name: str,
+    *,
+    cache: Path,
+    events: Events,
+    check_stop: Callable[[], None],
+) -> Shards:
+    path = folder / f"{name}.jsonl"
+    if not path.is_file():
+        return Shards(())
+    return encode(path, encoder, cache=cache, events=events, check_stop=check_stop)
+
+
+def _labels(train: Shards) -> Labels:
+    return Labels(len(train), train.masked, train.cut, train.trained)
+
+
+def _material(
+    folder: Path,
+    train: Shards,
+    read: Callable[[str], Shards],
+    *,
+    dev: str,
+    labels: Labels,
+    block_size: int | None = None,
+    prompt_weight: float = 0.0,
+) -> Material:
+    facts = about(folder)
+
+    def pieces(name: str, weight: float) -> tuple[Piece, ...]:
+        return tuple(piece for _, piece in read(name).pieces(block_size=block_size, prompt_weight=weight))
+
+    numbered = list(train.pieces(block_size=block_size, prompt_weight=prompt_weight))
+    replay, refusals = pieces("replay", prompt_weight), _in_pairs(read("refusals"), prompt_weight)
+    return Material(
+        tuple(piece for _, piece in numbered),
+        replay,
+        pieces(dev, 0.0),
+        float(facts.get("replay_ratio") or 0.0) if replay else 0.0,
+        block_size,
+        labels,
+        _domains([row for row, _ in numbered], facts.get("domains") or []),
+        refusals,
+        float(facts.get("refusal_share") or 0.0) if refusals else 0.0,
+    )
+
+
+def _in_pairs(refusals: Shards, prompt_weight: float) -> tuple[Piece, ...]:
+    """Refusals, each followed by its twin; a pair of which one has nothing to learn from goes."""
+    known = dict(refusals.pieces(prompt_weight=prompt_weight))
+    pairs = [(row, row + 1) for row in range(0, len(refusals) - 1, 2) if row in known and row + 1 in known]
+    return tuple(known[row] for pair in pairs for row in pair)
+
+
+def _domains(rows: Sequence[int], domains: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, float], ...]:
+    """How many pieces each domain has, and its weight. rows: the row of each piece. domains: rows and weight of each,
+    in the order in which the file has them."""
+    found = []
+    start = end = 0
+    for domain in domains:
+        end += int(domain["rows"])
+        count = bisect_left(rows, end) - bisect_left(rows, start)
+        start = end
+        if count:
+            found.append((count, float(domain["weight"])))
+    return tuple(found)
 
 
 def _check_labels(labels: Labels, *, max_masked: float, where: str, events: Events) -> None:
@@ -146,8 +187,3 @@ def _check_labels(labels: Labels, *, max_masked: float, where: str, events: Even
         )
     if bad:
         events.warning(f"{counts} ({named}); rows without one are left out")
-
-
-def _replay_share(folder: Path, replay: Sequence[Piece]) -> float:
-    ratio: Any = about(folder).get("replay_ratio") or 0.0
-    return float(ratio) if replay else 0.0

@@ -203,8 +203,9 @@ def rows_of(data: Source, split: str) -> Rows:
 
 
 def replay_share(data: Source) -> float:
-    """The share of an epoch that is general text."""
-    shares = [float(_about(folder).get("replay_ratio") or 0.0) for folder in data.paths]
+    """The share of an epoch that is mixed in: general text, refusals."""
+    facts = [_about(folder) for folder in data.paths]
+    shares = [float(f.get("replay_ratio") or 0.0) + float(f.get("refusal_share") or 0.0) for f in facts]
     return min(0.9, max(shares, default=0.0))
 
 

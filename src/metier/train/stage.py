@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 
 from metier.core.errors import DataError, MissingExtra, ModelError
 from metier.core.machine import Estimate, Machine
-from metier.core.stage import Context, ModelRef, Needs, Runtime, Source, Stage
+from metier.core.stage import Config, Context, FilePattern, ModelRef, Needs, Runtime, Source, Stage
 from metier.models.anatomy import Anatomy, known
+from metier.text.prompts import PromptName, read_template
 from metier.train.estimate import check_memory, of_stage
 from metier.train.methods import LoraMethod, Method, Quantize, check, default_rate, frozen_below
 
@@ -245,12 +246,27 @@ class Pretrain(Training):
         from metier.train.material import documents
 
         return documents(
-            ctx.source(self.documents).path, tokenizer, block_size=length, events=ctx.events, check_stop=ctx.check_stop
+            ctx.source(self.documents).path,
+            tokenizer,
+            block_size=length,
+            events=ctx.events,
+            check_stop=ctx.check_stop,
+            cache=_cache(ctx),
         )
+
+
+class PromptFile(Config):
+    """A prompt template of the user's own."""
+
+    file: FilePattern
+    """A Jinja chat template, rendered in a sandbox: it sees `messages`, `bos_token`, `eos_token` and
+    `add_generation_prompt`."""
 
 
 class Tune(Training):
     """Teach the model to answer: loss on the assistant's tokens only, the one that ends its turn included."""
+
+    version: ClassVar[int] = 3
 
     data_field: ClassVar[str] = "examples"
     dev_split: ClassVar[str] = "dev"
@@ -262,19 +278,43 @@ class Tune(Training):
     """The step whose conversations to learn from."""
     max_length: int | None = Field(None, ge=16)
     """Longer conversations are cut there, counted and shown. Left out: the model's context, at most 1024."""
-    template: Literal["auto", "plain", "zephyr", "alpaca"] = "auto"
-    """The chat template, saved with the model. auto: the model's own, else plain."""
+    prompt: PromptName | PromptFile = "auto"
+    """How a conversation is written down, saved with the model: its own chat template (model), plain, zephyr, alpaca,
+    patient-scenario, or {file: PATH}. auto: the model's own, else plain."""
     max_masked: float = Field(0.05, ge=0, le=1)
     """Stop where more than this share of the examples is cut or has no token to train on."""
     prompt_loss_weight: float = Field(0.0, ge=0, le=1)
     """How much the loss of a token that is not the assistant's counts beside one that is."""
 
+    def check(self, sources: Mapping[str, Source]) -> None:
+        """As every training step, and a template of the user's own is tried."""
+        super().check(sources)
+        self._template(sources)
+
+    def dress(self, tokenizer: "Tokenizer", sources: Mapping[str, Source]) -> None:
+        """Put the template on the tokenizer that is trained with, asked with and saved."""
+        from metier.text.prompts import use_template
+
+        if isinstance(self.prompt, PromptFile):
+            use_template(tokenizer, self.prompt.file, self._template(sources))
+        else:
+            use_template(tokenizer, self.prompt)
+
+    def _template(self, sources: Mapping[str, Source]) -> str | None:
+        """The source of a template of the user's own. Raises DataError where it cannot be used."""
+        if not isinstance(self.prompt, PromptFile):
+            return None
+        paths = sources[self.prompt.file].paths
+        if len(paths) != 1:
+            what = f"a prompt template is one file, and this names {len(paths)}"
+            raise DataError(what, where="prompt.file", value=self.prompt.file, cure="name one .jinja file")
+        return read_template(paths[0])
+
     def material(self, tokenizer: "Tokenizer", length: int, ctx: Context) -> "Material":
         """The conversations through the chat template."""
-        from metier.text.chat import use_template
         from metier.train.material import examples
 
-        use_template(tokenizer, self.template)
+        self.dress(tokenizer, ctx.sources)
         return examples(
             ctx.source(self.examples).path,
             tokenizer,
@@ -283,6 +323,7 @@ class Tune(Training):
             prompt_weight=self.prompt_loss_weight,
             events=ctx.events,
             check_stop=ctx.check_stop,
+            cache=_cache(ctx),
         )
 
     def stop(self, tokenizer: "Tokenizer") -> frozenset[int]:
@@ -323,6 +364,11 @@ def context_of(config: Mapping[str, Any]) -> int:
         value=config.get("model_type"),
         cure="use a model whose config.json has max_position_embeddings",
     )
+
+
+def _cache(ctx: Context) -> Path:
+    """Where token ids are kept: for every step of the store, else for this one."""
+    return (ctx.cache or ctx.scratch) / "tokens"
 
 
 def _has_rows(path: Path) -> bool:
