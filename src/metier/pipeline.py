@@ -20,6 +20,7 @@ from metier.core.machine import FILE, remember
 from metier.core.measure import PeakMemory, Stopwatch, machine, now, versions
 from metier.core.stage import KEEP_GOING, Context, InputFiles, Reference, Source, Stage, identity
 from metier.core.store import Artifact, Key, Store, Workspace
+from metier.data.files import how_read
 from metier.models.builtin import resolve
 from metier.recipe import Link, Recipe
 
@@ -112,7 +113,7 @@ def _source(link: Link, root: Path, digests: FileDigests, done: Mapping[str, Pla
             return Source(value, (), link_inside, step.key.digest, made_from=tuple(step.sources.values()))
         return Source(value, (step.artifact.files,), link_inside, step.key.digest)
     if isinstance(link.reference.mark, InputFiles):
-        contents = [[path.suffix.lower(), digests.file(path)] for path in link.files]
+        contents = [[how_read(path), digests.file(path)] for path in link.files]
         return Source(value, link.files, value, digest(contents))  # the suffix counts: it says how a file is read
     outside = resolve(value, root, digests.file)
     return replace(outside, digest=digest([outside.link, outside.digest]))  # an adapter's files hold its base's link

@@ -15,7 +15,7 @@ import zstandard
 
 from metier.core.errors import DataError, MissingExtra
 from metier.data import files
-from metier.data.files import Faults, kind_of
+from metier.data.files import Faults, how_read, kind_of
 from metier.data.readers import Example, Reject, Text, pick, read_examples, read_texts, suffixes
 from metier.text.nouns import Message
 
@@ -223,6 +223,7 @@ def test_kinds_of_files() -> None:
         "",
         "",
     ]
+    assert [how_read(Path(n)) for n in ("a.JSONL.GZ", "a.csv", "x.gz")] == [".jsonl.gz", ".csv", ".gz"]
     assert {".jsonl.gz", ".csv.zst", ".pdf", ".html"} <= set(suffixes("texts"))
     assert not {".pdf", ".txt", ".parquet.gz"} & set(suffixes("examples"))
     kept, left = pick([Path("a/LICENSE"), Path("a/b.CSV.gz"), Path("a/x.png")], "examples")

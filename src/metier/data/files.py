@@ -136,6 +136,12 @@ def kind_of(path: PurePath) -> str:
     return PurePath(path.stem).suffix.lower() if suffix in PACKINGS else suffix
 
 
+def how_read(path: PurePath) -> str:
+    """All of a name that says how the file is read: `.csv`, or `.csv.gz` for a packed one."""
+    suffix = path.suffix.lower()
+    return kind_of(path) + suffix if suffix in PACKINGS else suffix
+
+
 def _line(path: PurePath, problem: Problem) -> str:
     found = "" if problem.value is None else f" (found: {shorten(problem.value, 60)})"
     return f"{path.name}:{problem.place}: {problem.what}{found}"
