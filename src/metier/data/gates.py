@@ -1,0 +1,119 @@
+"""What looks at texts once splits are settled: near-duplicates, and the gate between what is trained on and tested on.
+
+Each passes over the spool split by split, from the most protected to the least, so of two rows that are alike the one
+that is measured with stays.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from metier.data.contamination import Gate, Index, Watch, item_of, keep_out_index
+from metier.data.gathering import Pile, Telling
+from metier.data.near import Near, NearIndex, signatures
+from metier.data.spool import KEPT, Fates, Spooled
+from metier.text.overlap import trained_texts
+
+if TYPE_CHECKING:
+    from metier.data.near import Signature
+
+T = TypeVar("T")
+HITS = "contamination.jsonl"
+MEASURED = ("test", "dev", "heldout")
+"""Splits that are measured with."""
+AT_ONCE = 1000
+"""Rows whose signatures are made together."""
+
+
+def drop_near(pile: Pile, fates: Fates, near: Near, *, telling: Telling) -> None:
+    """Leave out what nearly repeats an earlier row: of its own split, or of one that is more protected."""
+    index: NearIndex[int] = NearIndex(near)
+    for place, name in enumerate(fates.order):
+        rows = fates.split(name)
+        passed = telling.each(f"near-duplicates in {name}", pile.spool.rows(rows), len(rows))
+        for number, signature in _signed(passed, near):
+            earlier = index.add(number, signature)
+            if earlier is None:
+                continue
+            owner = int(fates.splits[earlier])
+            if owner == place:
+                fates.drop([number], "near", "nearly repeats {}", [earlier])
+            else:
+                fates.drop([number], "leaked", f"nearly {{}} in {fates.order[owner]}, so not in {name}", [earlier])
+
+
+def _signed(rows: Iterable[Spooled], near: Near) -> "Iterator[tuple[int, Signature]]":
+    """Each row's number and signature."""
+    for batch in batched(rows, AT_ONCE):
+        found = signatures(("\n".join(trained_texts(item_of(spooled.row))) for spooled in batch), near)
+        yield from zip((spooled.index for spooled in batch), found, strict=True)
+
+
+def guard(
+    pile: Pile,
+    fates: Fates,
+    gate: Gate,
+    *,
+    keep_out: Mapping[str, Path],
+    out: Path,
+    telling: Telling,
+) -> None:
+    """Look for what is tested in what is trained on, and do what the gate says.
+
+    keep_out: folders of other steps whose held-out rows may not be trained on here either, by step name; these are left
+    out even where the gate only reports. out: the folder for the list of hits, with both texts. Raises DataError where
+    the gate says stop.
+    """
+    with (out / HITS).open("w", encoding="utf-8", newline="\n") as file:
+
+        def keep(row: Mapping[str, object]) -> None:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+        inside = Watch(gate, Index(gate), keep)
+        outside = Watch(gate, keep_out_index(keep_out, gate), keep) if keep_out else None
+        for name in fates.order:
+            watches = [(inside, "contaminated", gate.action == "drop")] if len(inside.index) else []
+            if outside is not None and name not in MEASURED:
+                watches.append((outside, "kept_out", gate.action != "stop"))
+            if watches:
+                _pass(pile, fates, name, watches, telling)
+            if name in MEASURED:
+                for spooled in pile.spool.rows(fates.split(name)):
+                    item = item_of(spooled.row)
+                    inside.index.add_item(item, f"{name}/{item.id}")
+    for watch in (inside, *([outside] if outside else [])):
+        watch.finish()
+
+
+def _pass(pile: Pile, fates: Fates, name: str, watches: Sequence[tuple[Watch, str, bool]], telling: Telling) -> None:
+    """Show a split's rows to the watches; each with what its hits count as, and whether they go."""
+    rows = fates.split(name)
+    for spooled in telling.each(f"compare {name}", pile.spool.rows(rows), len(rows)):
+        item = item_of(spooled.row)
+        for watch, kind, drop in watches:
+            reason = watch.reason(item, where=spooled.where, split=name)
+            if reason is not None and drop:
+                what, _, seen = reason.partition(": ")
+                fates.drop([spooled.index], kind, what, detail={"seen": seen})
+                break
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Items in lists of so many, the last perhaps shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def keep_pairs(pile: Pile, fates: Fates) -> None:
+    """Leave out a refusal whose twin went, and a twin whose refusal went: they stand one behind the other."""
+    number = [part.name for part in pile.parts].index("refusals")
+    rows = np.flatnonzero(np.frombuffer(pile.columns.parts, np.uint8) == number)
+    gone = fates.why[rows] != KEPT
+    for one, other in ((0, 1), (1, 0)):
+        alone = rows[one::2][~gone[one::2] & gone[other::2]]
+        fates.drop(alone, "filtered", "its pair is left out ({})", rows[other::2][~gone[one::2] & gone[other::2]])
