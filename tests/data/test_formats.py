@@ -167,6 +167,7 @@ def test_bad_parquet(write: Write, tmp_path: Path) -> None:
     refused(lambda: texts(write("b.parquet", "")), "b.parquet", "empty")
     whole = parquet(tmp_path / "c.parquet", {"text": ["one"] * 1000}).read_bytes()
     refused(lambda: texts(write("cut.parquet", whole[:-40])), "cut.parquet:row 1", "Parquet")
+    assert texts(parquet(tmp_path / "id.parquet", {"id": [7.0], "text": ["x"]}))[0].id == "7"
     refused(lambda: texts(parquet(tmp_path / "d.parquet", {"text": [1]})), "d.parquet:row 1", "holds a number")
     refused(lambda: texts(parquet(tmp_path / "e.parquet", {"body": ["one two"]})), "e.parquet:row 1", "field: body")
     refused(lambda: texts(write("f.parquet.gz", gzip.compress(whole))), "not read packed")

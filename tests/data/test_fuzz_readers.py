@@ -149,3 +149,67 @@ def test_damage(tmp_path: Path, whole: dict[str, bytes], kind: str, data: st.Dat
     path = tmp_path / f"noise.{kind}"
     path.write_bytes(bytes(content))
     check(path)
+
+
+names = st.sampled_from(
+    [
+        "id",
+        "text",
+        "question",
+        "answer",
+        "context",
+        "input",
+        "output",
+        "instruction",
+        "prompt",
+        "completion",
+        "system",
+        "group",
+        "messages",
+        "q",
+        "conversations",
+        "role",
+        "content",
+        "from",
+        "value",
+        "QUESTION",
+        "CONTEXTS",
+        "LONG_ANSWER",
+        "final_decision",
+        "YEAR",
+    ]
+)
+words = st.one_of(
+    st.sampled_from(["user", "assistant", "human", "gpt", "system", "Q?", "", " ", "\0"]), st.text(max_size=5)
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), words),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(names, inner, max_size=4)),
+    max_leaves=12,
+)
+turn = st.fixed_dictionaries({}, optional={"role": words, "content": values, "from": words, "value": values})
+row = st.dictionaries(names, st.one_of(values, st.lists(turn, max_size=3)), max_size=6)
+
+
+@settings(once, max_examples=300)
+@given(rows=st.lists(row, max_size=4), kind=st.sampled_from(["jsonl", "json"]))
+def test_rows_of_any_values(tmp_path: Path, rows: list[dict[str, Any]], kind: str) -> None:
+    path = tmp_path / f"noise.{kind}"
+    path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    check(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz"])
+@once
+@given(cells=st.lists(st.lists(words, max_size=4), max_size=5), mapped=st.booleans())
+def test_tables_of_any_cells(tmp_path: Path, kind: str, cells: list[list[str]], mapped: bool) -> None:
+    path = tmp_path / f"noise.{kind}"
+    sign = "\t" if kind == "tsv" else ","
+    text = f"id{sign}question{sign}answer\n" + "".join(sign.join(f'"{c}"' for c in row) + "\r\n" for row in cells)
+    path.write_bytes(pack(path.name, text.encode("utf-8", "surrogatepass")))
+    check(path)
+    fields = {"question": "question", "answer": "answer", "id": "answer"} if mapped else {"group": "id"}
+    try:
+        assert all(isinstance(item, Example | Reject) for item in read_examples(path, fields=fields, note=len))
+    except DataError as error:
+        assert "noise" in str(error)  # noqa: PT017 - either outcome is right

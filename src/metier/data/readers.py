@@ -94,6 +94,16 @@ def pick(paths: Iterable[Path], wanted: Wanted) -> tuple[list[Path], list[Path]]
     return kept, left
 
 
+def first_rows(path: Path, count: int) -> list[dict[str, Any]]:
+    """The first rows of a file, as they are, to see what form they have. Raises DataError where there is none."""
+    rows = _Rows.of(path, lambda _text: None, False, ())
+    found = [row for _, (_, row) in zip(range(count), rows.rows, strict=False)]
+    if not found:
+        rows.problems.stop()
+        refuse(path, "the file holds no row", cure="leave it out, or fill it")
+    return found
+
+
 def read_texts(
     path: Path | Hub,
     *,
@@ -201,8 +211,8 @@ def _items(rows: _Rows, made: Callable[[str, Mapping[str, Any]], Any]) -> Iterat
                 ids.check(item.id)
         except Wrong as wrong:
             problems.add(wrong.at(number, problems.unit))
-            if rows.alike and isinstance(wrong, Lacking):
-                break  # a column that is missing is missing in every row: once is enough
+            if isinstance(wrong, Lacking) and (rows.alike or count == 1):
+                break  # a missing column is missing in every row, and a first row tells the file's form: once is enough
         else:
             yield item
     problems.stop()

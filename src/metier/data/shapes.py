@@ -159,8 +159,10 @@ def text_of(row: Row, name: str) -> str:
 
 
 def id_of(row: Row, field: str = "id") -> str | None:
-    """The row's own id, or None. Whole numbers are taken as text."""
+    """The row's own id, or None. Whole numbers are taken as text, those that a table made 7.0 as well."""
     value = row.get(field)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if value is None or isinstance(value, str):
         return (value or "").strip() or None
     if isinstance(value, int) and not isinstance(value, bool):
