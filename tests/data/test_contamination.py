@@ -58,22 +58,25 @@ def test_stop_shows_both_texts():
     made = watch(Gate(action="stop"))
     for number in range(30):
         assert made.admits(ask(f"b{number}", "what is a CRAB", "A thing."), where=f"a.jsonl:{number}", split="train")
+    assert made.admits(ask("c", "Why?", LONG), where="a.jsonl:31", split="train")
     with pytest.raises(
-        DataError, match="30 rows to train on show 1 of the items to test with; the first 10 hits"
+        DataError, match="31 rows to train on show 2 of the items to test with; the first 2 texts"
     ) as caught:
         made.finish()
     said = str(caught.value)
-    assert "a.jsonl:3 (exact 1, the question of q2)" in said
+    assert "a.jsonl:0 (exact 1, the question of q2)" in said
     assert "tested:  'What is a crab?'" in said
     assert "trained: 'what is a CRAB'" in said
-    assert "a.jsonl:11" not in said
+    assert "a.jsonl:31 (exact 1, the answer of q1)" in said
+    assert "a.jsonl:1 " not in said
     watch(Gate(action="stop")).finish()
 
 
 def test_long_texts_are_cut_in_the_list():
     rows: list[dict[str, Any]] = []
-    watch(Gate(), rows).admits(Document("c", LONG + " word" * 2000), where="a:1", split="train")
+    watch(Gate(), rows).admits(Document("c", "filler " * 2000 + LONG + " word" * 2000), where="a:1", split="train")
     assert len(rows[0]["trained"]) < CUT + 40
+    assert rows[0]["trained"].startswith(f"… {LONG}")
     assert rows[0]["trained"].endswith("more characters)")
 
 

@@ -158,6 +158,19 @@ def test_stop_lists_both_texts_before_any_model_loads(store: Store, monkeypatch:
     assert "trained: 'What does animal 3 eat today today today?'" in str(caught.value)
 
 
+def test_stop_refuses_before_the_training_that_would_leak(store: Store):
+    """The data step has run, the training not yet: waiting for it would only cost time."""
+    stage = Answer.model_validate({"models": ["new"], "questions": "qa", "contamination": {"action": "stop"}})
+    for data, leaks in (("leaky", True), ("lessons", False)):
+        waiting = Source("new", (), "", "", made_from=(store.sources[data], store.sources["base"]))
+        sources = store.sources | {"new": waiting}
+        if leaks:
+            with pytest.raises(DataError, match="2 of 10 questions were seen"):
+                stage.check(sources)
+        else:
+            stage.check(sources)
+
+
 def test_nothing_left_to_ask_is_refused(store: Store):
     store.data("all", [conversation(i) for i in range(10)])
     store.trained("cheat", "all")

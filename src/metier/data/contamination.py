@@ -74,7 +74,7 @@ class Watch:
             self.seen[hit.test_id] += 1
             row = hit.row(item.id, split) | {"where": where}
             self.keep(row)
-            if len(self._shown) < MOST_SHOWN:
+            if len(self._shown) < MOST_SHOWN and all(row["tested"] != shown["tested"] for _, shown in self._shown):
                 self._shown.append((where, row))
         if not hits:
             return None
@@ -92,7 +92,7 @@ class Watch:
         )
         raise DataError(
             f"{self.hit} rows to train on show {len(self.seen)} of the items to test with; "
-            f"the first {len(self._shown)} hits:\n{shown}",
+            f"the first {len(self._shown)} texts:\n{shown}",
             where="contamination",
             cure="`action: drop` leaves them out of training; `split: {by: overlap}` keeps them together",
         )

@@ -4,7 +4,7 @@ Two rows with the same question or text share a group, and so do two that any of
 that such pairs chain together. A group's key is the smallest of its members' own keys, so a row alone keeps its key,
 and with it its split, whatever is added. A row that joins two groups makes them one, and may move the larger of them.
 
-Cost of a row: 200 bytes; with `near` 600 more; with `overlap` its text and about 40 bytes a word, so that one is for
+Cost of a row: 200 bytes; with `near` 600 more; with `overlap` its text and about 50 bytes a word, so that one is for
 up to some ten million words.
 
 Refuses id lists that cannot be read, name an id twice or one that no source has, and a row that a list keeps elsewhere.

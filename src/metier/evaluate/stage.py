@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from metier.core.errors import DataError, RecipeError, nearest
 from metier.core.stage import Context, ModelRef, Needs, Source, Stage
-from metier.evaluate.exposure import ExposureGate, expose, settle
+from metier.evaluate.exposure import ExposureGate, expose, refuse_early, settle, ticker
 from metier.evaluate.metrics import METRICS, metric
 from metier.evaluate.scoring import check_references, contenders, exposed, item_rows, read_all
 from metier.text.artifacts import answers_path, read_documents, read_questions, write_json, write_jsonl
@@ -54,7 +54,11 @@ class Answer(Stage):
     def check(self, sources: Mapping[str, Source]) -> None:
         """Contenders are different, and there is something to ask."""
         check_contenders(self.models)
-        check_split(sources[self.questions], self.split, "questions")
+        source = sources[self.questions]
+        check_split(source, self.split, "questions")
+        if source.paths and self.contamination and self.contamination.action == "stop":
+            questions = {q.id: q for q in read_questions(source.path, self.split)}
+            refuse_early({name: sources[name] for name in self.models}, questions, self.contamination)
 
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Write questions, contenders and answers. Returns each one's share of answers that stop, and mean tokens."""
@@ -69,7 +73,8 @@ class Answer(Stage):
         """The questions that are left where the gate drops what was seen."""
         if self.contamination is False:
             return questions
-        found = expose(ctx, self.models, {q.id: q for q in questions}, self.contamination, task="was it trained on")
+        asked = {q.id: q for q in questions}
+        found = expose({name: ctx.source(name) for name in self.models}, asked, self.contamination, ticker(ctx))
         dropped = settle(ctx, found, self.contamination, "questions")
         return [q for q in questions if q.id not in dropped]
 
@@ -211,7 +216,7 @@ class Perplexity(Stage):
             return set(), set()
         names = {f"{step}/{d.id}": (step, d.id) for step, held in texts.items() for d in held}
         items = {f"{step}/{d.id}": d for step, held in texts.items() for d in held}
-        found = expose(ctx, self.models, items, self.contamination, task="was it trained on")
+        found = expose({name: ctx.source(name) for name in self.models}, items, self.contamination, ticker(ctx))
         dropped = settle(ctx, found, self.contamination, "documents")
         return {names[one] for one in found.any - dropped}, {names[one] for one in dropped}
 
