@@ -38,7 +38,7 @@ steps:
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "recipe.yaml"], ["check", "recipe.yaml"], ["schema"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "recipe.yaml"], ["status", "recipe.yaml"], ["schema"]])
 def test_no_heavy_import(tmp_path: Path, arguments: list[str]):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIG))

@@ -39,6 +39,9 @@ StoreFolder = Annotated[
     Path, typer.Option("--store", metavar="DIR", envvar="METIER_STORE", help="Where finished steps are kept.")
 ]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the report and models are published.")]
+KeepGoing = Annotated[
+    bool, typer.Option("--keep-going", "-k", help="Read all files before saying what is wrong in them.")
+]
 OnlyStep = Annotated[str | None, typer.Option("--only", metavar="STEP", help="Only this step and those that it needs.")]
 STORE = Path(".metier")
 OUT = Path("runs")
@@ -85,13 +88,15 @@ def run(
         list[str] | None,
         typer.Option("--track", metavar="TRACKER", help="tensorboard or wandb (offline); may be given several times."),
     ] = None,
+    keep_going: KeepGoing = False,
 ) -> None:
     """Run a recipe: what is made already is kept. Then publish its report."""
-    from metier.cli.run import run_recipe
+    from metier.cli.run import Mode, run_recipe
 
     if quiet and json:
         raise typer.BadParameter("give --quiet or --json, not both")
-    run_recipe(recipe, overrides or [], store, out, only, "quiet" if quiet else "json" if json else "auto", track or [])
+    mode: Mode = "quiet" if quiet else "json" if json else "auto"
+    run_recipe(recipe, overrides or [], store, out, only, mode, track or [], keep_going=keep_going)
 
 
 @app.command()
@@ -103,11 +108,31 @@ def status(recipe: RecipeFile, overrides: Overrides = None, store: StoreFolder =
 
 
 @app.command()
-def check(recipe: RecipeFile, overrides: Overrides = None, store: StoreFolder = STORE) -> None:
-    """Check a recipe and all the data it reads, without loading a model or running a step."""
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    store: StoreFolder = STORE,
+    keep_going: KeepGoing = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with more examples, token by token.")
+    ] = None,
+) -> None:
+    """Check a recipe and all its data, and show which tokens train. Loads no weights, runs no step."""
     from metier.cli.check import check_recipe
 
-    check_recipe(recipe, overrides or [], store)
+    check_recipe(recipe, overrides or [], store, keep_going=keep_going, html=html)
+
+
+@app.command()
+def init(
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, folders or globs with your texts.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The recipe to write.")] = Path("recipe.yaml"),
+    model: Annotated[str, typer.Option("--model", help="The model to start from.")] = "seedling",
+) -> None:
+    """Look at your data and write a commented recipe that runs."""
+    from metier.cli.init import write_recipe
+
+    write_recipe(data, out, model)
 
 
 @app.command()

@@ -1,30 +1,141 @@
-"""`metier check`: the recipe, its wiring, and every file and model that it reads. Loads no weights, writes nothing."""
+"""`metier check`: the recipe, its wiring, every file and model that it reads, and what training will make of them.
+
+Loads no weights. Makes the data aside, in a temporary folder, and leaves nothing behind but the page that `--html` asks
+for. Exits 2 where anything would stop the run or teach something else than was meant; everything found is said first.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import typer
 
+from metier.cli.looking import Data, Leak, is_data, leaks, look, make
+from metier.cli.proof import Proof, prove
+from metier.cli.tokens import print_data, print_leaks, print_proof
 from metier.cli.wording import bytes_text, table
-from metier.core.stage import InputFiles, ModelInput
+from metier.core.errors import InputError, together
+from metier.core.stage import KEEP_GOING, InputFiles, ModelInput
 from metier.core.store import Store
 from metier.pipeline import Planned, check, plan
 from metier.recipe import Recipe, load_recipe
+from metier.train.stage import Training
 
 CHUNK = 1 << 20
+SHOWN = 2
+"""Examples of a training step that are shown token by token in the terminal, and in the page."""
+SHOWN_IN_PAGE = 6
 
 
-def check_recipe(path: Path, overrides: Sequence[str], store: Path) -> None:
-    """Check all steps, made or not, and print what was looked at."""
+@dataclass(frozen=True)
+class Findings:
+    """All that was found. unknown: what cannot be looked at before the run, and why."""
+
+    recipe: Recipe
+    looked_at: tuple[tuple[str, str, str], ...]
+    data: tuple[Data, ...]
+    leaks: tuple[Leak, ...]
+    proofs: tuple[Proof, ...]
+    unknown: tuple[str, ...]
+    problems: tuple[InputError, ...]
+
+
+def check_recipe(
+    path: Path, overrides: Sequence[str], store: Path, *, keep_going: bool = False, html: Path | None = None
+) -> None:
+    """Check all steps, made or not, and print what was looked at. html: write a page with more examples as well."""
     recipe = load_recipe(path, overrides)
     planned = plan(recipe, Store(store))
-    check(recipe, planned)
-    table(("step", "kind", "looked at"), [_row(recipe, step) for step in planned])
+    token = KEEP_GOING.set(keep_going)
+    try:
+        with TemporaryDirectory(prefix="metier-check-") as aside:
+            found = _findings(recipe, planned, Path(aside), SHOWN_IN_PAGE if html is not None else SHOWN)
+    finally:
+        KEEP_GOING.reset(token)
+    _print(found)
+    if html is not None:
+        from metier.cli.check_page import write_page
+
+        write_page(found, html)
+        typer.echo(f"Page: {html}")
+    if found.problems:
+        raise together(found.problems)
     typer.echo(f"{path}: {len(planned)} steps, nothing wrong.")
 
 
+def _findings(recipe: Recipe, planned: Sequence[Planned], aside: Path, shown: int) -> Findings:
+    """Make the data, look at it, and prove what training reads of it. Raises what makes the data unreadable."""
+    steps = {step.name: step for step in planned}
+    data, unknown = _data(recipe, planned, aside)
+    proofs: list[Proof] = []
+    problems: list[InputError] = []
+    for step in planned:
+        if not isinstance(step.stage, Training):
+            continue
+        if step.stage.data not in data:
+            continue
+        try:
+            proof = prove(recipe, steps, step.name, data[step.stage.data].folder, shown=shown)
+        except InputError as error:
+            problems.append(error.within(recipe.where(step.name)))
+            continue
+        if proof is None:
+            unknown.append(f"{step.name}: its tokens, before the model that it starts from is made")
+            continue
+        proofs.append(proof)
+        problems += [problem.within(recipe.where(step.name)) for problem in proof.problems()]
+    rows = tuple(_row(recipe, step) for step in planned)
+    seen = tuple(leaks(recipe, steps, data))
+    return Findings(recipe, rows, tuple(data.values()), seen, tuple(proofs), tuple(unknown), tuple(problems))
+
+
+def _data(recipe: Recipe, planned: Sequence[Planned], aside: Path) -> tuple[dict[str, Data], list[str]]:
+    """Every data step's files, made or found. Raises the faults of all steps together, the others' too."""
+    folders: dict[str, Path] = {}
+    data: dict[str, Data] = {}
+    unknown: list[str] = []
+    errors: list[InputError] = []
+    for step in planned:
+        if not is_data(step):  # making a data step checks it
+            try:
+                check(recipe, [step])
+            except InputError as error:
+                errors.append(error)
+        if step.stage.produces not in ("documents", "examples") or not (is_data(step) or step.artifact):
+            continue
+        try:
+            folder = make(recipe, step, folders, aside)
+        except InputError as error:
+            errors.append(error.within(recipe.where(step.name)))
+            continue
+        if folder is None:
+            check(recipe, [step])
+            unknown.append(f"{step.name}: its data, before the steps that it needs have run")
+            continue
+        folders[step.name] = folder
+        if is_data(step):
+            data[step.name] = look(step.name, _kind(step), folder)
+    if errors:
+        raise together(errors)
+    return data, unknown
+
+
+def _print(found: Findings) -> None:
+    table(("step", "kind", "looked at"), found.looked_at)
+    for data in found.data:
+        print_data(data)
+    for leak in found.leaks:
+        print_leaks(leak)
+    for proof in found.proofs:
+        print_proof(proof, SHOWN)
+    for text in found.unknown:
+        typer.echo(f"\nnot known yet: {text}")
+    if found.data:
+        typer.echo("")
+
+
 def _row(recipe: Recipe, step: Planned) -> tuple[str, str, str]:
-    kind = str(type(step.stage).model_fields["kind"].default)
     files: dict[Path, None] = {}
     others = []
     for link in recipe.links[step.name]:
@@ -35,7 +146,11 @@ def _row(recipe: Recipe, step: Planned) -> tuple[str, str, str]:
         else:
             others.append(link.reference.value)
     seen = [_files_text(list(files))] if files else []
-    return step.name, kind, ", ".join([*seen, *dict.fromkeys(others)])
+    return step.name, _kind(step), ", ".join([*seen, *dict.fromkeys(others)])
+
+
+def _kind(step: Planned) -> str:
+    return str(type(step.stage).model_fields["kind"].default)
 
 
 def _files_text(files: Sequence[Path]) -> str:

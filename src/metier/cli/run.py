@@ -27,10 +27,12 @@ def run_recipe(
     only: str | None,
     mode: Mode,
     track: Sequence[str] = (),
+    *,
+    keep_going: bool = False,
 ) -> None:
     """Run a recipe and publish the report. With `only`, a part is run and nothing published.
 
-    track: names of trackers that hear the events too.
+    track: names of trackers that hear the events too. keep_going: gather the faults of all input files first.
     """
     recipe = load_recipe(path, overrides)
     configs = {name: stage.model_dump(mode="json") for name, stage in recipe.steps.items()}
@@ -39,7 +41,8 @@ def run_recipe(
         stop = stack.enter_context(StopFlag())
         display = stack.enter_context(make_display(mode))
         hearing = [stack.enter_context(tracker).hear for tracker in trackers]
-        result = run(recipe, Store(store), listeners=[display.hear, *hearing], stop=stop, only=only)
+        listeners = [display.hear, *hearing]
+        result = run(recipe, Store(store), listeners=listeners, stop=stop, only=only, keep_going=keep_going)
     if mode == "auto":
         for tracker in trackers:
             if tracker.used:

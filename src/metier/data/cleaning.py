@@ -90,7 +90,8 @@ class Cleaning(Config):
     def _consistent(self) -> "Cleaning":
         if self.min_words is not None and self.max_words is not None and self.min_words > self.max_words:
             raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}: no text would be left")
-        if "language_sure" in self.model_fields_set and self.languages is None:
+        # compared with its default: a record holds every default, and is read again for the report
+        if self.language_sure != type(self).model_fields["language_sure"].default and self.languages is None:
             raise ValueError("language_sure has no effect without `languages`")
         return self
 

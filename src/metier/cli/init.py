@@ -1,0 +1,278 @@
+"""`metier init`: look at the user's files, guess what they are, and write a commented recipe that runs.
+
+Every guess stands in the recipe with its reason, to be corrected there. How much is held out is tried on the data:
+enough that no split is empty. Refuses to write over a recipe, and files of which nothing can be made.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import typer
+
+from metier.cli.guess import Guess, guess_all
+from metier.core.errors import DataError, InputError
+from metier.core.store import Store
+from metier.models.builtin import resolve
+from metier.pipeline import check, plan
+from metier.recipe import load_recipe, match_files
+
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
+"""How much of the data is held out, the smallest share that leaves no split empty."""
+MOST_LISTED = 12
+"""Files of one form that are listed one by one where a folder holds several forms."""
+
+
+def write_recipe(data: Sequence[str], out: Path, model: str) -> None:
+    """Write the recipe and say what was guessed. Raises InputError; nothing is written then."""
+    if out.exists():
+        raise InputError("there is a file already", where=str(out), cure="give another with --out, or move it away")
+    if out.suffix not in (".yaml", ".yml"):
+        raise InputError("a recipe's name ends in .yaml", where="--out", value=str(out), cure="name it recipe.yaml")
+    root = out.absolute().parent
+    resolve(model, root, file_digest_of=lambda _path: "")
+    given = [match_files(str(Path(pattern).expanduser().absolute()), Path.cwd()) for pattern in data]
+    guesses, left = guess_all(dict.fromkeys(path for paths in given for path in paths))
+    if not any(guess.role != "ids" for guess in guesses):
+        names = ", ".join(sorted(path.name for path in left)[:5]) or "only lists of ids"
+        raise DataError("nothing to learn from was found", value=names, cure="name files with texts or examples")
+    for line in _told(guesses, left):
+        typer.echo(line)
+    problem = _write(guesses, data, out, model)
+    typer.echo(f"Recipe: {out}")
+    if problem is not None:
+        typer.echo(f"The data is not sound yet: {problem}", err=True)
+    typer.echo(f"Next: metier check {out}")
+
+
+def _told(guesses: Sequence[Guess], left: Sequence[Path]) -> Iterator[str]:
+    """What was found, a line a form."""
+    counted = Counter((guess.wanted, guess.form, guess.role) for guess in guesses)
+    use = {"sources": "to learn from", "dev": "to choose by", "test": "to test with", "ids": "as a fixed list"}
+    for (wanted, form, role), count in counted.items():
+        what = form if wanted == "ids" else f"{wanted}: {form}"
+        yield f"{count} file{'s' * (count != 1)}: {what}; {use[role]}"
+    if left:
+        names = ", ".join(path.name for path in left[:5]) + (" ..." if len(left) > 5 else "")
+        yield f"left alone, as they hold neither text nor rows: {names}"
+
+
+def _write(guesses: Sequence[Guess], data: Sequence[str], out: Path, model: str) -> InputError | None:
+    """Write the recipe with the smallest share held out that leaves no split empty. Returns what else is wrong."""
+    problem: InputError | None = None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for share in SHARES:
+        out.write_text(_recipe(guesses, data, out, model, share), encoding="utf-8", newline="\n")
+        try:
+            recipe = load_recipe(out)
+            check(recipe, plan(recipe, Store(out.absolute().parent / ".metier")))
+        except DataError as error:
+            problem = error
+            if "nothing is left in" not in str(error):
+                return error
+        except InputError as error:
+            out.unlink()
+            raise error
+        else:
+            return None
+    return problem
+
+
+def _recipe(guesses: Sequence[Guess], data: Sequence[str], out: Path, model: str, share: float) -> str:
+    """The recipe's text."""
+    root = out.absolute().parent
+    texts = [guess for guess in guesses if guess.wanted == "texts"]
+    examples = [guess for guess in guesses if guess.wanted == "examples"]
+    ids = [guess for guess in guesses if guess.wanted == "ids"]
+    if texts and not any(guess.role == "sources" for guess in texts):
+        texts = [_as(guess, "sources") for guess in texts]
+    if examples and not any(guess.role == "sources" for guess in examples):
+        examples = [_as(guess, "sources") for guess in examples]
+    parts = [_head(data, out)]
+    if texts:
+        parts.append(_documents(texts, root, share))
+    if examples:
+        parts.append(_examples(examples, ids, root, share))
+    small = model == "seedling"
+    if texts:
+        parts.append(_pretrain(model, small))
+    if examples:
+        parts.append(_tune("reader" if texts else model, small))
+    parts.append(_measure(model, bool(texts), bool(examples)))
+    return "\n".join(parts)
+
+
+def _as(guess: Guess, role: str) -> Guess:
+    from dataclasses import replace
+
+    return replace(guess, role=role)  # type: ignore[arg-type]
+
+
+def _head(data: Sequence[str], out: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", out.stem).strip("-._") or "recipe"
+    return f"""\
+# Written by `metier init {" ".join(data)}`. Everything in it is yours to change; `metier schema` lists every key.
+#
+#   metier check {out.name}    reads all data, says what is wrong in it and shows which tokens train
+#   metier plan {out.name}     what would run, and how long it takes
+#   metier run {out.name}      runs it, and ends with a report
+name: {name}
+steps:"""
+
+
+def _documents(texts: Sequence[Guess], root: Path, share: float) -> str:
+    held = [guess for guess in texts if guess.role != "sources"]
+    lines = [f"  # What to read: {_forms(texts)}.", "  articles:", "    kind: documents"]
+    lines += _sources("sources", [guess for guess in texts if guess.role == "sources"], root)
+    if held:
+        lines += ["    # By their names, these are to measure with; what stands there is never trained on."]
+        lines += _sources("heldout", held, root)
+    else:
+        lines += [
+            "    # Held out to measure with: whole texts, chosen by their content, so that adding some moves none.",
+            f"    heldout_fraction: {share}",
+        ]
+    lines += [
+        "    # duplicates: {near: true}      # drop near-duplicates too; exact ones always go",
+        "    # privacy: {action: redact}     # e-mail addresses, numbers and the like are only reported otherwise",
+        "    # replay: {sources: [{path: general.jsonl}], ratio: 0.1}   # general text, against forgetting",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _examples(examples: Sequence[Guess], ids: Sequence[Guess], root: Path, share: float) -> str:
+    roles = {guess.role for guess in examples}
+    lines = [f"  # What to answer: {_forms(examples)}.", "  questions:", "    kind: examples"]
+    for role in ("sources", "dev", "test"):
+        chosen = [guess for guess in examples if guess.role == role]
+        lines += _sources(role, chosen, root) if chosen else []
+    fractions = [name for name in ("dev", "test") if name not in roles and not (name == "test" and ids)]
+    if fractions:
+        lines.append("    # Held out by the question, so that no question stands on two sides.")
+        lines += [f"    {name}_fraction: {share}" for name in fractions]
+    lines.append("    # Questions with the same answer stay on one side too. `overlap` instead of `answer` also keeps")
+    lines.append("    # together what only shares long stretches; it takes longer.")
+    lines.append("    split:")
+    lines.append("      by: [answer]")
+    if ids:
+        lines.append("      # A list of ids: these rows are the test, and training on one is refused.")
+        lines += [f"      ids: {{test: {_path(ids[0].path, root)}}}"]
+    group = next((guess.group for guess in examples if guess.group), "")
+    if group and group != "group":
+        lines.append(
+            f"    # Rows may belong together by {group!r}: map it with `fields: {{group: {group}}}`, add `group` above."
+        )
+    lines += [
+        "    # What is tested and also trained on is left out of training and listed; `stop` refuses to go on instead.",
+        "    contamination: {action: drop}",
+        "    # privacy: {action: redact}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _pretrain(model: str, small: bool) -> str:
+    rate = "    optimizer: muon\n    learning_rate: 2.0e-3" if small else "    learning_rate: 2.0e-5"
+    return f"""\
+  # Read: every token is learned. `seedling` comes with Metier; any Llama- or GPT-2-like model in a local folder or in
+  # the local Hugging Face cache can stand here instead, with a lower learning rate.
+  reader:
+    kind: pretrain
+    model: {json.dumps(model)}
+    documents: articles
+{rate}
+    epochs: 2
+    batch_size: 4
+"""
+
+
+def _tune(model: str, small: bool) -> str:
+    lora, rate = ("{r: 32, alpha: 64}", "2.0e-3") if small else ("{r: 32, alpha: 64, dropout: 0.05}", "2.0e-4")
+    return f"""\
+  # Answer: only the answers' tokens are learned. `prompt` is how a conversation is written down: auto takes the model's
+  # own chat template; plain, zephyr, alpaca, patient-scenario or {{file: my.jinja}} are others.
+  specialist-adapter:
+    kind: tune
+    model: {json.dumps(model)}
+    examples: questions
+    prompt: auto
+    method: {{lora: {lora}}}
+    learning_rate: {rate}
+    epochs: 2
+    batch_size: 16
+  specialist:
+    kind: merge
+    model: specialist-adapter
+"""
+
+
+def _measure(model: str, texts: bool, examples: bool) -> str:
+    models = [json.dumps(model), *(["reader"] if texts else []), *(["specialist"] if examples else [])]
+    named = ", ".join(models)
+    parts = []
+    if examples:
+        parts.append(f"""\
+  # Is it better? All answer the same questions; differences come with intervals and a paired test.
+  answers:
+    kind: answer
+    models: [{named}]
+    questions: questions
+    max_new_tokens: 128
+    limit: 200
+  scores:
+    kind: score
+    answers: answers
+""")
+    if texts:
+        parts.append(f"""\
+  likelihood:
+    kind: perplexity
+    models: [{named}]
+    documents: [articles]
+""")
+    return "\n".join(parts)
+
+
+def _forms(guesses: Sequence[Guess]) -> str:
+    counted = Counter(guess.form for guess in guesses)
+    return "; ".join(f"{count} file{'s' * (count != 1)} with {form}" for form, count in counted.items())
+
+
+def _sources(name: str, guesses: Sequence[Guess], root: Path) -> list[str]:
+    """A list of sources: one for each file, or for a whole folder where all its files are alike."""
+    lines = [f"    {name}:"]
+    for path, guess in _entries(guesses):
+        more = ""
+        if guess.fields:
+            more = ", fields: {" + ", ".join(f"{ours}: {_word(own)}" for ours, own in guess.fields) + "}"
+        elif guess.wanted == "texts" and guess.field != "text":
+            more = f", field: {_word(guess.field)}"
+        lines.append(f"      - {{path: {_path(path, root)}{more}}}")
+    return lines
+
+
+def _entries(guesses: Sequence[Guess]) -> Iterator[tuple[Path, Guess]]:
+    """Files as they are, or as the pattern of their folder and suffix where there are many of one setting."""
+    alike: dict[tuple[object, ...], list[Guess]] = {}
+    for guess in guesses:
+        alike.setdefault((guess.path.parent, guess.path.suffix, *guess.setting), []).append(guess)
+    for files in alike.values():
+        folder, suffix = files[0].path.parent, files[0].path.suffix
+        same = [path for path in folder.iterdir() if path.suffix == suffix and path.is_file()]
+        if len(files) > MOST_LISTED and len(same) == len(files):
+            yield folder / f"*{suffix}", files[0]
+        else:
+            yield from ((guess.path, guess) for guess in files)
+
+
+def _path(path: Path, root: Path) -> str:
+    """A path as the recipe writes it: relative to the recipe, quoted."""
+    return json.dumps(Path(os.path.relpath(path, root)).as_posix(), ensure_ascii=False)
+
+
+def _word(text: str) -> str:
+    """A field's name, quoted where YAML would read it as something else."""
+    plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) and text.lower() not in ("null", "true", "false")
+    return text if plain else json.dumps(text, ensure_ascii=False)
