@@ -68,7 +68,7 @@ def documents(
     cache: Path,
 ) -> Material:
     """The documents of an artifact: every token but the first is a target. cache: where token ids are kept."""
-    read = partial(_shards, folder, DocumentEncoder(tokenizer, 0), cache=cache, events=events, check_stop=check_stop)
+    read = partial(_shards, folder, DocumentEncoder(tokenizer), cache=cache, events=events, check_stop=check_stop)
     train = read("train")
     labels = _labels(train)
     _check_labels(labels, max_masked=1.0, where="documents", events=events)

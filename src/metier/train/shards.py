@@ -17,8 +17,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -66,31 +66,41 @@ class Encoder(Protocol):
 
 @dataclass
 class Documents:
-    """Whole documents between begin and end tokens, every token a target. Many at once, where the tokenizer can."""
+    """Whole documents between begin and end tokens, every token a target. Many at once, where the tokenizer can.
 
-    tokenizer: Tokenizer
-    length: int
-    _fast: Any = field(default=None, repr=False)
+    Texts are encoded in a thread of the tokenizer's, while the next ones are read here.
+    """
+
+    tokenizer: "Tokenizer | Bare"
 
     def identity(self) -> Any:
         """The tokenizer alone: documents are cut into blocks later."""
-        return {"form": "documents", "length": self.length, "tokenizer": fingerprint(self.tokenizer)}
+        return {"form": "documents", "tokenizer": fingerprint(self.tokenizer)}
 
     def light(self) -> "Documents":
         """The same without transformers, which takes a process 300 MB, where that can be."""
-        return self if (bare := Bare.of(self.tokenizer)) is None else Documents(bare, self.length)
+        return Documents(Bare.of(self.tokenizer) or self.tokenizer)
 
     def encode(self, rows: Iterable[dict[str, Any]]) -> Iterator[EncodedRow]:
         """Each document whole."""
-        tokenizer = self.tokenizer
-        bare = tokenizer if isinstance(tokenizer, Bare) else Bare.of(tokenizer)
-        for batch in batches_of(rows):
-            if bare is None:
-                found = [np.asarray(encode_document(tokenizer, row["text"]), np.int32) for row in batch]
-            else:
-                found = bare.documents([row["text"] for row in batch])
-            for row, ids in zip(batch, found, strict=True):
-                yield EncodedRow(row["id"], ids, None)
+        bare = Bare.of(self.tokenizer)
+        if bare is None:
+            for row in rows:
+                yield EncodedRow(row["id"], np.asarray(encode_document(self.tokenizer, row["text"]), np.int32), None)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            before: tuple[list[dict[str, Any]], Future[list[Ids]]] | None = None
+            for batch in batches_of(rows):
+                after = batch, thread.submit(bare.documents, [row["text"] for row in batch])
+                yield from _paired(before)
+                before = after
+            yield from _paired(before)
+
+
+def _paired(batch: tuple[list[dict[str, Any]], Future[list[Ids]]] | None) -> Iterator[EncodedRow]:
+    if batch is not None:
+        for row, ids in zip(batch[0], batch[1].result(), strict=True):
+            yield EncodedRow(row["id"], ids, None)
 
 
 @dataclass
@@ -121,42 +131,39 @@ class Conversations:
 class Bare:
     """A fast tokenizer without transformers around it. begin, end: ids around a document."""
 
-    source: str
+    backend: Any
     begin: tuple[int, ...]
     end: tuple[int, ...]
-    _backend: Any = field(default=None, repr=False)
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Bare | None":
         """Of a transformers tokenizer; None for one that is not made of a `tokenizers` one."""
+        if isinstance(tokenizer, cls):
+            return tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        return cls(backend.to_str(), () if begin is None else (int(begin),), () if end is None else (int(end),))
+        return cls(backend, () if begin is None else (int(begin),), () if end is None else (int(end),))
 
     def documents(self, texts: Sequence[str]) -> list[Ids]:
         """As `encode_document` for each, but many at once."""
-        encodings = self._ready().encode_batch_fast(list(texts), add_special_tokens=False)
+        backend = self.backend
+        before = backend.encode_special_tokens
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True  # `</s>` inside a text is text
+        try:
+            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        finally:
+            backend.encode_special_tokens = before
         return [np.asarray([*self.begin, *encoding.ids, *self.end], np.int32) for encoding in encodings]
-
-    def _ready(self) -> Any:
-        if self._backend is None:
-            import tokenizers
-
-            backend = tokenizers.Tokenizer.from_str(self.source)
-            backend.no_truncation()
-            backend.no_padding()
-            backend.encode_special_tokens = True  # `</s>` inside a text is text
-            self._backend = backend
-        return self._backend
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_backend": None}
 
 
 def fingerprint(tokenizer: Any) -> Any:
     """JSON that differs where a tokenizer would encode or render differently."""
+    if isinstance(tokenizer, Bare):
+        return {"made": digest(tokenizer.backend.to_str()), "begin": tokenizer.begin, "end": tokenizer.end}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     made = tokenizer.get_vocab() if backend is None else backend.to_str()
     return {
