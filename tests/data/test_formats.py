@@ -196,7 +196,9 @@ def test_packed_files_read_as_what_is_in_them(write: Write, suffix: str) -> None
 def test_damaged_packing_is_named_with_the_line_reached(write: Write, suffix: str) -> None:
     packed = PACK[suffix](LINES)
     cut = write(f"cut.jsonl.{suffix}", packed[: len(packed) // 2])
-    refused(lambda: examples(cut), str(cut), "is cut off", "in line")
+    error = refused(lambda: examples(cut), f"{cut}:", "is cut off")
+    assert error.where is not None
+    assert 0 < int(error.where.rpartition(":")[2]) < 2000
     other = write(f"none.jsonl.{suffix}", LINES)
     refused(lambda: examples(other), str(other), "damaged, or is none")
     refused(lambda: examples(write(f"a.json.{suffix}", PACK[suffix](LINES)[:-5])), "a.json")
@@ -280,6 +282,7 @@ BAD_JSON: list[tuple[str, str | bytes, list[str]]] = [
     ("empty.json", "", ["empty.json", "empty"]),
     ("blank.json", " \n", ["blank.json:2", "array"]),
     ("twins.json", '[{"id": "a", "text": "x"},\n{"id": "a", "text": "y"}]', ["twins.json:2", "twice", "'a'"]),
+    ("lines.jsonl", '[{"text": "x"},\n{"text": "y"}]\n', ["lines.jsonl:1", "looks like a JSON array", "file .json"]),
     ("array.jsonl", '[{"text": "x"}]\n', ["array.jsonl:1", "JSON object", "named .json"]),
 ]
 

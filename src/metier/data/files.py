@@ -166,7 +166,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb") as file:
             yield unpacked(file, path.suffix.lower())
     except Damaged as error:
-        refuse(path, str(error), cure="fetch or pack the file again: what comes after this place is lost")
+        cure = "fetch or pack the file again: what comes after this place is lost"
+        refuse(path, str(error), line=error.line, cure=cure)
     except OSError as error:
         refuse(
             path,
@@ -206,7 +207,8 @@ def lines(path: Path, problems: Problems, note: Note, *, replace: bool = False) 
                 elif replace:
                     yield number, "\ufffd\n"
         except Damaged as error:
-            raise Damaged(f"{error}, in line {number + 1}") from error
+            error.line = number + 1
+            raise
 
 
 def _decoded(path: Path, file: BinaryIO, problems: Problems, note: Note) -> Iterator[tuple[int, str | None]]:

@@ -17,7 +17,9 @@ PIECE = 2**14
 
 
 class Damaged(OSError):
-    """A packed file that is cut off, or is not what its suffix says."""
+    """A packed file that is cut off, or is not what its suffix says. line: where, once it is known."""
+
+    line: int | None = None
 
 
 def unpacked(file: BinaryIO, suffix: str) -> BinaryIO:

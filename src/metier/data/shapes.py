@@ -183,9 +183,9 @@ def _text(row: Row, name: str, *, joined: bool = False) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Wrong(
-            f"the field {name!r} holds {_kind(value)} where text is expected", value, f'quote it: "{name}": "..."'
-        )
+        nested = isinstance(value, list | dict)
+        cure = "write its text there, or name another field" if nested else f'quote it: "{name}": "..."'
+        raise Wrong(f"the field {name!r} holds {_kind(value)} where text is expected", value, cure)
     if "\0" in value:
         raise Wrong(f"the field {name!r} holds a NUL character", value[:60], "remove it: no text needs one")
     return value.strip()

@@ -28,12 +28,18 @@ Row = dict[str, Any]
 
 def json_lines(path: Path, problems: Problems, note: Note) -> Iterator[tuple[int, Row]]:
     """The objects of a file that holds one a line, each with its line. Blank lines are skipped."""
+    first = 0
     for number, text in lines(path, problems, note):
         if not text.strip():
             continue
+        first = first or number
         try:
             value = json.loads(text.rstrip(), **_STRICT)
         except json.JSONDecodeError as error:
+            if number == first and text.lstrip().startswith("["):
+                cure = "name an array's file .json, or write one object a line, without brackets and commas"
+                what = "this looks like a JSON array, where one object a line is expected"
+                refuse(path, what, line=number, value=text.strip()[:60], cure=cure)
             problems.add(Problem(f"malformed JSON: {error.msg}", number, error.colno, text.strip(), _cure(text, error)))
         except (ValueError, RecursionError) as error:
             problems.add(Problem(f"not usable as JSON: {error}", number, 1, text.strip(), "correct or remove the row"))
@@ -275,6 +281,6 @@ def _cure(text: str, error: json.JSONDecodeError) -> str:
         return "one object a line: put what follows on a line of its own"
     if text.lstrip().startswith("{'"):
         return "JSON quotes names and texts with \", not '"
-    if text.strip() in ("[", "{", "[{"):
-        return "this looks like JSON over several lines: name an array's file .json, or write one object a line"
+    if text.strip() == "{":
+        return "this looks like JSON over several lines: write each object on one line"
     return "every line has to be one complete JSON object"
