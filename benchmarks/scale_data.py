@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def make_text(path: Path, size: int) -> None:
             mixed = np.where(
                 random.random(len(words)) < 1 / 6, words[random.integers(0, len(words), len(words))], words
             )
-            for start, end in zip(starts[:-1], starts[1:], strict=True):
+            for start, end in pairwise(starts):
                 if written < size:
                     written += file.write(json.dumps({"text": " ".join(mixed[start:end])}) + "\n")
 

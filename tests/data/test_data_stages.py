@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from metier.core.errors import DataError, Interrupted
 from metier.core.events import Event, Events
-from metier.core.stage import Context, Source, Stage, references
+from metier.core.stage import KEEP_GOING, Context, Source, Stage, references
 from metier.data.stage import Documents, Examples
 from metier.data.writing import KINDS
 from metier.text.artifacts import about, read_conversations, read_documents, read_jsonl
@@ -24,16 +24,21 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.events: list[Event] = []
+        self.steps: dict[str, Path | None] = {}
+        self.globs: dict[str, str] = {}
 
     def write(self, name: str, *rows: Any) -> str:
         (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return name
 
     def sources(self, stage: Stage) -> Mapping[str, Source]:
-        return {
-            ref.value: Source(ref.value, tuple(sorted(self.folder.glob(ref.value))), "", "")
-            for ref in references(stage)
-        }
+        return {ref.value: self.source(ref.value) for ref in references(stage)}
+
+    def source(self, name: str) -> Source:
+        if name in self.steps:
+            folder = self.steps[name]
+            return Source(name, (folder,) if folder else (), "", "")
+        return Source(name, tuple(sorted(self.folder.glob(self.globs.get(name, name)))), "", "")
 
     def run(self, stage: Stage, name: str = "out", *, stop: bool = False) -> tuple[Path, Mapping[str, float]]:
         out = self.folder / name
@@ -217,3 +222,248 @@ def test_config_is_checked(change: dict[str, Any], part: str) -> None:
 def test_imports_without_torch() -> None:
     code = "import sys, metier.data.stage, metier.text.chat; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- what is left out on the way -----------------------------------------------------------------------------------
+
+
+def rejects(out: Path) -> dict[str, str]:
+    return {row["where"]: row["reason"] for row in read_jsonl(out / "rejects.jsonl")}
+
+
+LONG = "The whale is the largest animal that has ever lived and it eats very small ones called krill every day. "
+
+
+def test_texts_are_cleaned_and_what_filters_take_is_kept(bench: Bench) -> None:
+    bench.write("a.jsonl", {"text": "Cafe\u0301 &amp; co"}, {"text": "short"}, {"text": "long enough"})
+    stage = Documents.model_validate({"sources": [{"path": "a.jsonl"}], "clean": {"min_words": 2}})
+    out, metrics = bench.run(stage)
+    assert [d.text for d in read_documents(out, "train")] == ["Caf\u00e9 & co", "long enough"]
+    assert metrics["filtered"] == 1
+    assert metrics["rejected"] == 0
+    assert list(rejects(out)) == ["a.jsonl:2"]
+    assert about(out)["cleaned"]
+
+
+@pytest.mark.parametrize(("action", "texts"), [("report", 2), ("redact", 2), ("drop", 1)])
+def test_private_data(bench: Bench, action: str, texts: int) -> None:
+    bench.write("a.jsonl", {"text": "Write to ann.smith@example.org today."}, {"text": "Krill is small."})
+    stage = Documents.model_validate({"sources": [{"path": "a.jsonl"}], "privacy": {"action": action}})
+    out, metrics = bench.run(stage)
+    found = [d.text for d in read_documents(out, "train")]
+    assert len(found) == texts
+    assert metrics["private"] == (action == "drop")
+    assert ("ann.smith" in found[0]) is (action == "report")
+    facts = about(out)["privacy"]
+    assert (facts["rows"], sum(facts["found"].values())) == (1, 1)
+    assert list(facts["first"].values()) == [["a.jsonl:1"]]
+
+
+def test_near_duplicates_go_where_that_is_asked_for(bench: Bench) -> None:
+    bench.write("a.jsonl", {"text": LONG * 3}, {"text": LONG * 3 + "Indeed."}, {"text": "Krill is small."})
+    stage = Documents.model_validate({"sources": [{"path": "a.jsonl"}], "duplicates": {"near": True}})
+    out, metrics = bench.run(stage)
+    assert metrics["near"] == 1
+    assert rejects(out) == {"a.jsonl:2": "nearly repeats a.jsonl:1"}
+    kept, _ = bench.run(Documents.model_validate({"sources": [{"path": "a.jsonl"}]}), "kept")
+    assert len(read_documents(kept, "train")) == 3
+
+
+def test_repetitions_stay_where_that_is_asked_for(bench: Bench) -> None:
+    bench.write("a.jsonl", *asked(1, 1))
+    stage = Examples.model_validate({"sources": [{"path": "a.jsonl"}], "duplicates": {"exact": False}})
+    out, _ = bench.run(stage)
+    ids = [c.id for c in read_conversations(out, "train")]
+    assert len(ids) == 2
+
+
+def seen(bench: Bench, **settings: Any) -> Examples:
+    question = "What does the largest animal that has ever lived eat every day, and how much of it does it take?"
+    bench.write("a.jsonl", {"question": f"Tell me: {question}", "answer": "Krill."}, *asked(1, 2))
+    bench.write("t.jsonl", {"question": question, "answer": "Small things."})
+    return Examples.model_validate({"sources": [{"path": "a.jsonl"}], "test": [{"path": "t.jsonl"}], **settings})
+
+
+def test_the_gate_drops_and_lists_both_texts(bench: Bench) -> None:
+    out, metrics = bench.run(seen(bench))
+    assert metrics["contaminated"] == 1
+    (hit,) = read_jsonl(out / "contamination.jsonl")
+    assert hit["id"].startswith("test/")
+    assert "largest animal" in hit["tested"]
+    assert "Tell me" in hit["trained"]
+    (row,) = read_jsonl(out / "rejects.jsonl")
+    assert row["reason"] == "seen in testing"
+    assert row["seen"]
+
+
+def test_the_gate_reports(bench: Bench) -> None:
+    out, metrics = bench.run(seen(bench, contamination={"action": "report"}))
+    assert metrics["contaminated"] == 0
+    assert len(read_conversations(out, "train")) == 3
+    assert len(list(read_jsonl(out / "contamination.jsonl"))) == 1
+
+
+def test_the_gate_stops_before_anything_runs(bench: Bench) -> None:
+    stage = seen(bench, contamination={"action": "stop"})
+    with pytest.raises(DataError, match="show 1 of the items to test with") as caught:
+        stage.check(bench.sources(stage))
+    assert "Tell me" in str(caught.value)
+
+
+def test_what_other_steps_hold_out_is_kept_out(bench: Bench) -> None:
+    bench.write("t.jsonl", {"text": LONG * 2})
+    other, _ = bench.run(Documents.model_validate({"heldout": [{"path": "t.jsonl"}]}), "other")
+    bench.write("a.jsonl", {"text": "Before. " + LONG * 2}, {"text": "Krill is small."})
+    stage = Documents.model_validate({"sources": [{"path": "a.jsonl"}], "keep_out": ["other"]})
+    bench.steps["other"] = other
+    out, metrics = bench.run(stage)
+    assert metrics["kept_out"] == 1
+    assert [d.text for d in read_documents(out, "train")] == ["Krill is small."]
+
+
+# ---- splits --------------------------------------------------------------------------------------------------------
+
+
+def test_near_duplicates_stay_together(bench: Bench) -> None:
+    rows = [{"question": f"{LONG} Number {n // 2} {'!' * (n % 2)}{n}", "answer": f"It is {n}."} for n in range(60)]
+    bench.write("a.jsonl", *rows)
+    settings = {"sources": [{"path": "a.jsonl"}], "test_fraction": 0.5, "contamination": {"action": "report"}}
+    apart, _ = bench.run(Examples.model_validate({**settings, "seed": 1}), "apart")
+    assert questions(apart, "test")
+    bench.write("a.jsonl", *rows, *asked(*range(10)))
+    together, _ = bench.run(Examples.model_validate({**settings, "split": {"by": ["near"]}, "seed": 1}), "together")
+    homes = {name for name in ("test", "train") for q in questions(together, name) if q.startswith("The whale")}
+    assert len(homes) == 1
+    stage = Examples.model_validate({**settings, "split": {"by": ["near"]}})
+    stage.check(bench.sources(stage))
+
+
+def test_pinned_ids_go_to_their_split_and_nowhere_else(bench: Bench) -> None:
+    bench.write("a.jsonl", *({**row, "id": f"q{n}"} for n, row in enumerate(asked(*range(6)))))
+    (bench.folder / "ids.txt").write_text("q1\nq4\n")
+    stage = Examples.model_validate({"sources": [{"path": "a.jsonl"}], "split": {"ids": {"test": "ids.txt"}}})
+    stage.check(bench.sources(stage))
+    out, _ = bench.run(stage)
+    assert [c.id for c in read_conversations(out, "test")] == ["q1", "q4"]
+    never = Examples.model_validate({"sources": [{"path": "a.jsonl"}], "split": {"ids": {"never": "ids.txt"}}})
+    with pytest.raises(DataError, match=r"(?s)a.jsonl:2.*never to be used"):
+        never.check(bench.sources(never))
+
+
+def test_folds_part_the_rows(bench: Bench) -> None:
+    bench.write("a.jsonl", *asked(*range(60)))
+    tests = []
+    for fold in range(3):
+        stage = Examples.model_validate({"sources": [{"path": "a.jsonl"}], "split": {"folds": 3, "fold": fold}})
+        out, _ = bench.run(stage, f"fold{fold}")
+        tests.append(set(questions(out, "test")))
+    assert len(set.union(*tests)) == sum(map(len, tests)) == 60
+
+
+# ---- mixing --------------------------------------------------------------------------------------------------------
+
+
+def test_weights_stand_in_about_by_source(bench: Bench) -> None:
+    bench.write("a.jsonl", *({"text": f"a {n}"} for n in range(7)))
+    bench.write("b.jsonl", *({"text": f"b {n}"} for n in range(3)), {"text": "a 1"})
+    sources = [{"path": "a.jsonl", "weight": 1}, {"path": "b.jsonl", "weight": 3}]
+    out, _ = bench.run(Documents.model_validate({"sources": sources}))
+    assert about(out)["domains"] == [{"rows": 7, "weight": 1.0}, {"rows": 3, "weight": 3.0}]
+    assert [d.text[0] for d in read_documents(out, "train")] == list("aaaaaaabbb")
+
+
+def test_replay_from_a_step(bench: Bench) -> None:
+    bench.write("g.jsonl", {"text": "Rain is wet."}, {"text": "Snow is cold."})
+    general, _ = bench.run(Documents.model_validate({"sources": [{"path": "g.jsonl"}]}), "general")
+    bench.write("a.jsonl", {"text": "Krill is small."}, {"text": "snow is cold."})
+    stage = Documents.model_validate({"sources": [{"path": "a.jsonl"}], "replay": {"step": "general", "ratio": 0.3}})
+    bench.steps["general"] = None
+    stage.check(bench.sources(stage))
+    bench.steps["general"] = general
+    out, metrics = bench.run(stage)
+    assert [d.text for d in read_documents(out, "replay")] == ["Rain is wet."]
+    assert about(out)["replay_ratio"] == 0.3
+    assert metrics["leaked"] == 1
+
+
+def test_refusals_stand_beside_their_twins(bench: Bench) -> None:
+    bench.write("a.jsonl", *asked(*range(5)))
+    bench.write("no.jsonl", *({"question": f"How do I harm {n}?", "answer": f"No, not {n}."} for n in range(4)))
+    twins = [{"question": f"How do I help {n}?", "answer": f"Like {n}."} for n in range(4)]
+    bench.write("yes.jsonl", *twins[:2], {"question": "How?", "answer": ""}, twins[3])
+    refusals = {"sources": [{"path": "no.jsonl"}], "twins": [{"path": "yes.jsonl"}], "share": 0.2}
+    stage = Examples.model_validate({"sources": [{"path": "a.jsonl"}], "refusals": refusals, "max_rejected": 0.2})
+    out, metrics = bench.run(stage)
+    assert questions(out, "refusals") == [q for n in (0, 1, 3) for q in (f"How do I harm {n}?", f"How do I help {n}?")]
+    assert about(out)["refusal_share"] == 0.2
+    assert metrics["filtered"] == 1
+    assert "its pair is left out" in rejects(out)["no.jsonl:3"]
+    bench.write("yes.jsonl", *twins[:2])
+    with pytest.raises(DataError, match="the twins end after 2 rows"):
+        stage.check(bench.sources(stage))
+
+
+def test_a_twin_that_stands_in_the_test_takes_its_refusal_along(bench: Bench) -> None:
+    bench.write("a.jsonl", *asked(1))
+    bench.write("no.jsonl", *({"question": f"How do I harm {n}?", "answer": f"No, not {n}."} for n in range(2)))
+    bench.write("yes.jsonl", *({"question": f"How do I help {n}?", "answer": f"Like {n}."} for n in range(2)))
+    bench.write("t.jsonl", {"question": "How do I help 1?", "answer": "So."})
+    refusals = {"sources": [{"path": "no.jsonl"}], "twins": [{"path": "yes.jsonl"}]}
+    stage = Examples.model_validate(
+        {"sources": [{"path": "a.jsonl"}], "test": [{"path": "t.jsonl"}], "refusals": refusals}
+    )
+    out, _ = bench.run(stage)
+    assert questions(out, "refusals") == ["How do I harm 0?", "How do I help 0?"]
+    assert rejects(out)["no.jsonl:2"] == "its pair is left out (yes.jsonl:2)"
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"sources": [{"path": "a", "weight": 1}, {"path": "b"}]}, "1 of 2 sources have a weight"),
+        ({"heldout": [{"path": "a", "weight": 1}]}, "a weight has no effect in `heldout`"),
+        ({"sources": [{"field": "text"}]}, "either a `path` or a `hub`"),
+        ({"replay": {"ratio": 0.1}}, "either from `sources` or from a `step`"),
+        ({"split": {"by": ["answer"]}}, "cannot be kept together by 'answer'"),
+    ],
+)
+def test_config_of_documents_is_checked(change: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValidationError, match=part):
+        Documents.model_validate({"sources": [{"path": "a"}], **change})
+
+
+def test_a_folder_is_read_as_far_as_it_can_be(bench: Bench) -> None:
+    (bench.folder / "pile").mkdir()
+    (bench.folder / "pile" / "a.txt").write_text("Krill")
+    (bench.folder / "pile" / "LICENSE").write_text("as is")
+    stage = Documents.model_validate({"sources": [{"path": "pile"}]})
+    bench.globs["pile"] = "pile/*"
+    out, _ = bench.run(stage)
+    assert [d.text for d in read_documents(out, "train")] == ["Krill"]
+    assert any("passed over (LICENSE)" in e.get("text", "") for e in bench.events)
+
+
+def test_the_problems_of_all_files_come_together(bench: Bench) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (bench.folder / name).write_text("{\n")
+    stage = Documents.model_validate({"sources": [{"path": "*.jsonl"}]})
+    with pytest.raises(DataError) as caught:
+        stage.check(bench.sources(stage))
+    assert "b.jsonl" not in str(caught.value)
+    token = KEEP_GOING.set(True)
+    try:
+        with pytest.raises(DataError) as caught:
+            stage.check(bench.sources(stage))
+    finally:
+        KEEP_GOING.reset(token)
+    assert "a.jsonl" in str(caught.value)
+    assert "b.jsonl" in str(caught.value)
+
+
+def test_nothing_of_the_work_stays_behind(bench: Bench) -> None:
+    bench.write("a.jsonl", *asked(1, 2), {"question": "", "answer": "x"})
+    stage = Examples.model_validate({"sources": [{"path": "a.jsonl"}], "max_rejected": 0.5})
+    out, _ = bench.run(stage)
+    names = {path.name for path in out.iterdir()}
+    splits = {"train.jsonl", "dev.jsonl", "test.jsonl", "replay.jsonl"}
+    assert names == {*splits, "rejects.jsonl", "contamination.jsonl", "about.json"}

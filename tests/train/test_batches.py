@@ -184,3 +184,27 @@ def test_windows_may_be_cut_by_tokens():
     window, *_ = batches(block_size=None, replay=(), micro_tokens=40).windows(0)
     assert len([p for micro in window for p in micro]) == 4
     assert all(size_of(micro) <= 40 for micro in window)
+
+
+def test_domains_share_an_epochs_tokens_by_their_weights():
+    pieces = corpus([10] * 40 + [20] * 10)
+    second = {p.id for p in pieces[40:]}
+    settings = {"pieces": pieces, "replay": (), "domains": ((40, 1.0), (10, 3.0)), "block_size": 64}
+    first = read(batches(**settings), 0)
+    assert sum(len(ids) for _, ids in first) == 600
+    assert sum(len(ids) for name, ids in first if name in second) == 450
+    assert read(batches(**settings), 0) == first
+    assert read(batches(**settings), 1) != first
+    whole = read(batches(**{**settings, "block_size": None}), 0)
+    assert abs(sum(len(ids) for name, ids in whole if name in second) - 450) <= 10
+
+
+def test_refusals_come_with_their_twins_by_their_share():
+    refusals = tuple(piece(5, name=f"no{n // 2}") for n in range(8))
+    settings = {"pieces": corpus([10] * 70), "replay": tuple(piece(10, name="r") for _ in range(5)), "block_size": None}
+    drawn = read(batches(**settings, refusals=refusals, refusal_share=0.1), 0)
+    assert sum(len(ids) for _, ids in drawn) == 1000
+    assert sum(name == "r" for name, _ in drawn) == 20
+    declined = [name for name, _ in drawn if name.startswith("no")]
+    assert len(declined) == 20
+    assert all(declined.count(name) % 2 == 0 for name in declined)

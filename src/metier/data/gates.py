@@ -19,7 +19,7 @@ from metier.data.spool import KEPT, Fates, Spooled
 from metier.text.overlap import trained_texts
 
 if TYPE_CHECKING:
-    from metier.data.near import Signature
+    from metier.data.minhash import Signature
 
 T = TypeVar("T")
 HITS = "contamination.jsonl"

@@ -145,6 +145,12 @@ class Pile:
     size: int = 0
     joined: Indices | None = None
 
+    def remove(self) -> None:
+        """Delete what was spooled."""
+        self.spool.remove()
+        if self.rejects.path is not None:
+            self.rejects.path.unlink(missing_ok=True)
+
 
 def read(
     parts: Sequence[Part],

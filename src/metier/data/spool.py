@@ -188,7 +188,7 @@ class Fates:
 
     def reason(self, index: int) -> tuple[str, str]:
         """The kind and the reason for which a row was left out."""
-        return list(self.reasons)[self.why[index]]
+        return list(self.reasons)[int(self.why[index])]
 
     def counts(self) -> dict[str, int]:
         """How many rows were left out, by kind."""

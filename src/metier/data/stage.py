@@ -85,7 +85,7 @@ class Gathered(Stage):
             weights = [source.weight for source in self._weighted()]
             more["domains"] = [{"rows": n, "weight": w} for n, w in zip(rows, weights, strict=True)]
         metrics = write(ctx.out, pile, fates, telling=telling, more=more)
-        pile.spool.remove()
+        pile.remove()
         return metrics
 
     def _gather(

@@ -83,10 +83,12 @@ class Documents:
 
     def encode(self, rows: Iterable[dict[str, Any]]) -> Iterator[EncodedRow]:
         """Each document whole."""
-        bare = Bare.of(self.tokenizer)
+        tokenizer = self.tokenizer
+        bare = tokenizer if isinstance(tokenizer, Bare) else Bare.of(tokenizer)
         if bare is None:
+            assert not isinstance(tokenizer, Bare)
             for row in rows:
-                yield EncodedRow(row["id"], np.asarray(encode_document(self.tokenizer, row["text"]), np.int32), None)
+                yield EncodedRow(row["id"], np.asarray(encode_document(tokenizer, row["text"]), np.int32), None)
             return
         with ThreadPoolExecutor(1) as thread:
             before: tuple[list[dict[str, Any]], Future[list[Ids]]] | None = None
