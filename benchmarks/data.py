@@ -1,12 +1,13 @@
-"""Measures what is done to texts before they are used: `python -m benchmarks.data [near|privacy]`.
+"""Measures what is done to texts before they are used: `python -m benchmarks.data [near|privacy|docs]`.
 
-near      near-duplicate removal of MedQuAD's 16,407 answers: its time, its time beside datasketch's signatures, and what it
+near      near-duplicate removal of MedQuAD's 16,407 answers: its time, beside datasketch's signatures, and what it
           finds of the pairs that are alike by their exact similarity, all pairs compared
-privacy   recall and precision for each kind of personal data: on synthetic records, on values from the library Faker, and how
-          often anything is found in MedQuAD, PubMedQA and Counsel Chat
+privacy   recall and precision for each kind of personal data on synthetic records, recall on values from the library
+          Faker, and how often anything is found in MedQuAD, PubMedQA and Counsel Chat
+docs      copies the results of `privacy` into the table of docs/data.md
 
-A piece counts as found where one finding of its kind covers all of it. Intervals are Wilson's, at 95 %. Every figure goes
-to `benchmarks/results/data.json`. The time of near-duplicate removal begins with texts in memory.
+A piece counts as found where one finding of its kind covers all of it. Intervals are Wilson's, at 95 %. Every figure
+goes to `benchmarks/results/data.json`. The time of near-duplicate removal begins with texts in memory.
 """
 
 import csv
@@ -16,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from scipy import sparse
 from scipy.stats import binomtest
 
 from benchmarks.records import Record, foreign, records
-from benchmarks.rows import Row, write
+from benchmarks.rows import RESULTS, Row, write
 from metier.data import minhash
 from metier.data.near import Near, NearIndex, signatures
 from metier.data.privacy import KINDS, find
@@ -33,16 +34,23 @@ SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 RECORDS = 6000
 FOREIGN = 1000
 SEED = 2026
+DOCS = Path(__file__).resolve().parents[1] / "docs/data.md"
+MARKS = ("<!-- results of python -m benchmarks.data privacy -->\n", "<!-- end of results -->\n")
 SAMPLE = 4000
 """Answers of which all pairs are compared: their shared runs of words fit in memory."""
 
 
 def main() -> None:
     parts = {"near": near, "privacy": privacy}
-    for name in sys.argv[1:] or list(parts):
-        if name not in parts:
-            sys.exit(f"unknown part {name!r}; known: {', '.join(parts)}")
-        write("data", f"python -m benchmarks.data {name}", parts[name]())
+    for name in sys.argv[1:] or [*parts, "docs"]:
+        if name == "docs":
+            DOCS.write_text(
+                with_table(DOCS.read_text(encoding="utf-8"), table(RESULTS / "data.json")), encoding="utf-8"
+            )
+        elif name in parts:
+            write("data", f"python -m benchmarks.data {name}", parts[name]())
+        else:
+            sys.exit(f"unknown part {name!r}; known: {', '.join(parts)}, docs")
 
 
 def near() -> list[Row]:
@@ -113,9 +121,8 @@ def privacy() -> list[Row]:
     for kind in sorted(KINDS):
         usual, hard, right, claimed = tally(made, kind)
         rows.append(share(f"{kind}: recall", *usual, 0.95))
-        rows.append(
-            share(f"{kind}: recall with the forms known to be beyond it", *(map(sum, zip(usual, hard, strict=True))), 0)
-        )
+        found, wanted = usual[0] + hard[0], usual[1] + hard[1]
+        rows.append(share(f"{kind}: recall with the forms known to be beyond it", found, wanted, 0))
         rows.append(share(f"{kind}: precision", right, claimed, 0.95))
     cases: dict[str, list[Record]] = {}
     for name, record in foreign(FOREIGN, seed=SEED):
@@ -140,6 +147,36 @@ def tally(made: Iterable[Record], kind: str) -> tuple[tuple[int, int], tuple[int
             count["right", False] += any(piece.start < one.end and piece.end > one.start for piece in gold)
     usual, hard = ((count["found", how], count["all", how]) for how in (False, True))
     return usual, hard, count["right", False], count["claimed", False]
+
+
+def table(results: Path) -> str:
+    """What docs/data.md shows of the results, one line a kind."""
+    rows = {row["case"]: row for row in json.loads(results.read_text(encoding="utf-8"))}
+    lines = [
+        "| kind | recall, forms it is made for | recall, all forms | precision | recall, Faker's values |",
+        "|---|---|---|---|---|",
+    ]
+    others: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in KINDS}
+    others["phone"] = ("phone, labelled", "phone, bare")
+    for kind in sorted(KINDS):
+        cells = [
+            figure(rows[f"{kind}: {what}"])
+            for what in ("recall", "recall with the forms known to be beyond it", "precision")
+        ]
+        cases = [(name, rows.get(f"{name}: recall on Faker's values")) for name in others[kind]]
+        cells.append("; ".join(figure(row) + name.removeprefix(kind).replace(",", "") for name, row in cases if row))
+        lines.append(f"| `{kind}` | {' | '.join(cells)} |".replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
+
+
+def figure(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{100 * row['measured']:.1f} % ({100 * low:.1f} to {100 * high:.1f}, n {row['n']})"
+
+
+def with_table(text: str, fresh: str) -> str:
+    before, rest = text.split(MARKS[0], 1)
+    return before + MARKS[0] + fresh + MARKS[1] + rest.split(MARKS[1], 1)[1]
 
 
 def share(case: str, part: int, whole: int, bar: float) -> Row:

@@ -211,9 +211,7 @@ FORMATS: dict[str, list[tuple[str, Make, bool]]] = {
 }
 
 DECOYS: list[Make] = [
-    lambda r: (
-        f"Give {r.randint(1, 900)}.{r.randint(0, 9)} mg every {r.randint(2, 12)} h, {digits(r, 3)}-{digits(r, 4)} IU."
-    ),
+    lambda r: f"Give {r.randint(1, 900)}.{r.randint(0, 9)} mg, {digits(r, 3)}-{digits(r, 4)} IU.",
     lambda r: f"BP {r.randint(90, 180)}/{r.randint(50, 110)}, pulse {r.randint(50, 120)}, SpO2 {r.randint(88, 100)} %.",
     lambda r: f"Seen on {date(r, (2010, 2025))} and again on {date(r, (2010, 2025))}.",
     lambda r: f"doi:10.{r.randint(1000, 9999)}/s{digits(r, 5)}-{digits(r, 3)}-{digits(r, 4)}-{r.randint(0, 9)}",
@@ -223,14 +221,12 @@ DECOYS: list[Make] = [
     lambda r: f"See https://{r.choice(HOSTS)}/guide?page={r.randint(1, 90)}&lang=en and {site(r)}.",
     lambda r: f"ICD-10 {r.choice('ABCEF')}{r.randint(10, 99)}.1, lot {digits(r, 4)}-{digits(r, 4)}-{digits(r, 4)}.",
     lambda r: f"Ratio {r.random():.16f}, p = {r.random():.10f}, n = {r.randint(1000, 10**9)}.",
-    lambda r: (
-        f"Server 192.168.{r.randint(0, 255)}.{r.randint(0, 255)}, build {r.randint(1, 9)}.{digits(r, 2)}.{digits(r, 4)}."
-    ),
+    lambda r: f"Server 192.168.{r.randint(0, 255)}.{r.randint(0, 255)}, build 4.{digits(r, 2)}.{digits(r, 4)}.",
     lambda r: f"Tracking {wrong_card(r)}; the medical record was reviewed in {r.randint(1990, 2025)}.",
     lambda r: f"Reference {wrong_nhs(r)} ({year(r)}-{year(r)}), {digits(r, 3)} {digits(r, 3)} {digits(r, 3)}.",
     lambda r: f"He was born in {year(r)}; {year(r)} {digits(r, 4)} cases; @{r.choice(FIRST).lower()} posted it.",
     lambda r: (
-        f"Part {digits(r, 2)}-{digits(r, 3)}-{digits(r, 4)}, code 9{digits(r, 2)}-00-{digits(r, 4)}, 000-12-{digits(r, 4)}."
+        f"Part {digits(r, 2)}-{digits(r, 3)}-{digits(r, 4)}, code 9{digits(r, 2)}-00-1234, 000-12-{digits(r, 4)}."
     ),
     lambda r: f"Patient number {r.randint(2, 40)} of the trial; call back in {r.randint(2, 12)} weeks; chart 7.",
     lambda r: f"In {year(r)}, {r.randint(1, 9)} {digits(r, 3)} {digits(r, 3)} people; 1-{r.randint(2, 9)}00 pg/mL.",
@@ -291,12 +287,12 @@ def _record(rng: Draw) -> Record:
     return Record(text, tuple(gold))
 
 
-BIRTH_DATES = words("%d/%m/%Y %Y/%m/%d %Y%m%d %m-%d-%y") + ("%B %d, %Y", "%d %b %y", "%A, %d %B %Y", "%b. %d %Y")
+BIRTH_DATES = ["%d/%m/%Y", "%Y/%m/%d", "%Y%m%d", "%m-%d-%y", "%B %d, %Y", "%d %b %y", "%A, %d %B %Y", "%b. %d %Y"]
 PHONE_LOCALES = words("en_US en_GB en_CA en_AU en_IE de_DE fr_FR es_ES it_IT nl_NL")
 
 
 def foreign(count: int, *, seed: int) -> list[tuple[str, Record]]:
-    """`count` records for each kind that Faker knows, each named by its case: values in forms that others thought of."""
+    """`count` records for each kind that Faker knows, each with its case: values in forms that others wrote."""
     from faker import Faker
 
     fakes = {}

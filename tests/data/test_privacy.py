@@ -1,8 +1,10 @@
 """Personal data: what is found, what looks like it and is not, and that nothing of it is left after redaction."""
 
+import json
 import string
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -162,3 +164,19 @@ def test_settings_that_make_no_sense_are_refused():
 
 def test_every_kind_can_be_asked_for():
     assert sorted(KINDS) == sorted(Privacy().kinds)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_docs_print_what_was_measured():
+    """Regenerate both with `python -m benchmarks.data privacy docs`."""
+    rows = json.loads((ROOT / "benchmarks/results/data.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    measured = {row["case"]: row["measured"] for row in rows if row["command"] == "python -m benchmarks.data privacy"}
+    for kind in KINDS:
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{kind}` |")]
+        for what in ("recall", "recall with the forms known to be beyond it", "precision"):
+            assert f"{100 * measured[f'{kind}: {what}']:.1f} %" in line
+        assert measured[f"{kind}: recall"] > 0.95
+        assert measured[f"{kind}: precision"] > 0.95

@@ -136,7 +136,8 @@ class Cleaning(Config):
 
 _BREAKING = """
     address article aside blockquote body br caption dd details div dl dt fieldset figcaption figure footer form h1 h2
-    h3 h4 h5 h6 head header hr html li main nav ol option p pre section select summary table tbody tfoot thead title tr ul
+    h3 h4 h5 h6 head header hr html li main nav ol option p pre section select summary table tbody tfoot thead title tr
+    ul
 """
 _INLINE = """
     a abbr acronym b base basefont bdi bdo big button center cite code col colgroup del dfn em embed font i iframe img

@@ -211,7 +211,7 @@ _DATE = (
 _BIRTH = re.compile(
     r"\b(?:DOB|D\.O\.B\.?|date of birth|birth[ -]?date|birth[ -]?day|born|Geburtsdatum|geb(?:oren)?\.?(?: am)?"
     r"|née? le|date de naissance|fecha de nacimiento)[\s:()-]{0,4}(?:(?:is|was|on)\b\s?)?"
-    rf"(?:[A-Z][a-z]{{2,6}}day,? )?(?P<date>{_DATE}|(?:19|20)\d{{6}})(?!\d)",
+    rf"(?P<date>(?:[A-Z][a-z]{{2,6}}day,? )?(?:{_DATE}|(?:19|20)\d{{6}}))(?!\d)",
     re.IGNORECASE,
 )
 
