@@ -70,7 +70,15 @@ def difference(what: str, folder: Path, train: Path, dev: Path) -> Row:
     recipe, store = folder / "recipe.yaml", folder / "store"
     steps = [STEP.format(name=f"{kind}-{seed}", quantize=q, seed=seed) for seed in SEEDS for kind, q in KINDS.items()]
     recipe.write_text(RECIPE.format(train=train, dev=dev) + "".join(steps), encoding="utf-8")
-    command = [sys.executable, "-m", "metier", "run", str(recipe), "--store", str(store), "--out", str(folder / "runs")]
+    command = [
+        str(Path(sys.executable).with_name("metier")),
+        "run",
+        str(recipe),
+        "--store",
+        str(store),
+        "--out",
+        str(folder / "runs"),
+    ]
     subprocess.run([*command, "--json"], check=True, stdout=subprocess.PIPE)
     loss = {}
     for record in store.glob("objects/*/run.json"):
