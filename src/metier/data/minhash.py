@@ -124,7 +124,7 @@ class Table:
 
     def _walk(self, signature: Signature) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """From where each band's key leads, on to the first free slot of each band [B], and the numbers passed."""
-        at = self._homes(signature[None])[:, 0]
+        at = self._homes(signature[: self._bands * self._rows].reshape(self._bands, self._rows))
         passed, free = [], np.full(self._bands, -1)
         searching, width = np.arange(self._bands), _WINDOW
         while len(searching):
@@ -142,21 +142,20 @@ class Table:
         numbers = np.unique(np.concatenate(passed)).astype(np.int64) - 1
         return free, numbers
 
-    def _homes(self, signatures: Signature) -> npt.NDArray[np.int64]:
-        """The slot where the search for each band's key begins [B, N]."""
-        places = signatures[:, : self._bands * self._rows].astype(np.uint64)
-        keys = (places.reshape(-1, self._bands, self._rows) * self._factors).sum(axis=2, dtype=np.uint64)
+    def _homes(self, places: Signature) -> npt.NDArray[np.int64]:
+        """The slot where the search for a band with these places [N, rows] begins [N]."""
+        keys = (places.astype(np.uint64) * self._factors).sum(axis=1, dtype=np.uint64)
         keys ^= keys >> np.uint64(32)
         keys *= np.uint64(0xD6E8FEB86659FD93)
-        homes = (keys >> np.uint64(32)) % np.uint64(self._size)
-        return np.ascontiguousarray(homes.T, np.int64)
+        return np.asarray((keys >> np.uint64(32)) % np.uint64(self._size), np.int64)
 
     def _grow(self, size: int) -> None:
         """A table of `size` first slots and, behind them, room for all that it may hold: no search wraps round."""
         self._size = size
         self._slots = np.zeros((self._bands, size + int(_FULL * size) + 1), np.uint32)
         numbers = np.arange(self._count)
-        for band, homes in enumerate(self._homes(self._stored[: self._count])):
+        for band in range(self._bands):
+            homes = self._homes(self._stored[: self._count, band * self._rows : (band + 1) * self._rows])
             order = np.argsort(homes, kind="stable")
             # Each lands on its home or just behind the one before it: what inserting them one by one would give.
             places = np.maximum.accumulate(homes[order] - numbers) + numbers
