@@ -7,7 +7,7 @@ multiply-shift hashes of 64-bit arithmetic, like those of datasketch and datatro
 Nothing depends on Python's own hash, the machine or a library's version: a text has the same signature everywhere.
 
 Beside datasketch 2.0, on 16,407 answers of 21 MB (`python -m benchmarks.data near`): the same error, 0.04 at 128
-places, in half the time or less. rensa 0.5 is two or three times faster again, but its signatures changed with that
+places, in 0.25 to 0.57 of the time. rensa 0.5 is two or three times faster again, but its signatures changed with that
 version, and with them what the same recipe would drop.
 Letters: N texts, P places of a signature, B bands, S shingles of a text.
 """

@@ -75,7 +75,7 @@ def jaccard(one: str, other: str, near: Near) -> float:
 
 
 class NearIndex(Generic[K]):
-    """Texts by their signatures, to be asked for what is near. Holds no text: 0.5 to 0.9 kB for each, its key not counted.
+    """Texts by their signatures, to be asked for what is near. Holds no text: 0.5 to 0.9 kB for each, and its key.
 
     6,000 (many texts of one template, MedQuAD) to 8,000 signatures a second are asked for and added.
     """
