@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from metier.core.errors import DataError, Interrupted
 from metier.core.events import Event, Events
 from metier.core.stage import KEEP_GOING, Context, Source, Stage, references
+from metier.data import sources
 from metier.data.stage import Documents, Examples
 from metier.data.writing import KINDS
 from metier.text.artifacts import about, read_conversations, read_documents, read_jsonl
@@ -467,3 +468,16 @@ def test_nothing_of_the_work_stays_behind(bench: Bench) -> None:
     names = {path.name for path in out.iterdir()}
     splits = {"train.jsonl", "dev.jsonl", "test.jsonl", "replay.jsonl"}
     assert names == {*splits, "rejects.jsonl", "contamination.jsonl", "about.json"}
+
+
+def test_worker_processes_write_the_same_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": f"Caf\u0065\u0301 {n}. Write to ann{n}@example.org."} for n in range(60)]
+    bench.write("a.jsonl", *rows, {"text": "  "}, {"text": rows[3]["text"]})
+    stage = Documents.model_validate({"sources": [{"path": "a.jsonl"}], "heldout_fraction": 0.2})
+    here, _ = bench.run(stage, "here")
+    monkeypatch.setattr(sources, "WORKERS_FROM", 0)
+    monkeypatch.setattr(sources, "BATCH_ROWS", 7)
+    there, _ = bench.run(stage, "there")
+    for path in here.iterdir():
+        assert path.read_bytes() == (there / path.name).read_bytes()
+    assert about(there)["privacy"]["rows"] == 61

@@ -1,9 +1,15 @@
 """From a recipe's sources to items: which files, which reader, treated, with ids."""
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from metier.core.errors import DataError
 from metier.core.fingerprint import digest
@@ -19,18 +25,25 @@ from metier.text.artifacts import conversation_of, conversation_row, document_of
 from metier.text.nouns import Conversation, Document, Message
 
 Read = Iterator[Item | Reject]
+Make = Callable[[Treatment, Any], Item | Reject]
+"""What makes an item of a row that was read."""
+WORKERS_FROM = 64 << 20
+"""Bytes of sources from which on starting processes pays."""
+BATCH_CHARACTERS = 1 << 20
+BATCH_ROWS = 2000
+"""Where a batch for a worker ends."""
 
 
 @dataclass
 class Reading:
-    """Reads sources. by_row: every row is a group of its own. seen: told the bytes of each file that is through."""
+    """Reads sources. by_row: every row is a group of its own. pool: treats rows, for large sources."""
 
     sources: Mapping[str, Source]
     treat: Treatment
     faults: Faults
     note: Callable[[str], None]
     by_row: bool = False
-    seen: Callable[[Path], None] = lambda _path: None
+    pool: "Pool | None" = None
     _rows: int = 0
 
     def documents(self, source: TextSource, min_chars: int) -> Read:
@@ -45,9 +58,7 @@ class Reading:
                 keep=source.keep,
                 keep_going=self.faults.keep_going,
             )
-            for text in self.faults.of(found):
-                yield text if isinstance(text, Reject) else self._document(text, min_chars)
-            self._through(origin)
+            yield from self._prepared(self.faults.of(found), partial(_document, min_chars=min_chars))
 
     def conversations(self, source: ExampleSource, system: str | None) -> Read:
         """The examples of a source. system: the message for those that bring none."""
@@ -59,9 +70,7 @@ class Reading:
                 keep=source.keep,
                 keep_going=self.faults.keep_going,
             )
-            for example in self.faults.of(found):
-                yield example if isinstance(example, Reject) else self._conversation(example, system)
-            self._through(origin)
+            yield from self._prepared(self.faults.of(found), partial(_conversation, system=system))
 
     def pairs(self, refusals: Refusals, system: str | None) -> Read:
         """Refusals, each followed by its twin. A pair of which one cannot be used goes whole.
@@ -90,10 +99,8 @@ class Reading:
         for folder in self.sources[name].paths:
             for number, row in enumerate(read_jsonl(folder / "train.jsonl"), 1):
                 where = f"{name}:{number}"
-                if "text" in row:
-                    yield self._item(where, document_of(row), row.get("meta") or {})
-                else:
-                    yield self._item(where, conversation_of(row), row.get("meta") or {})
+                item = document_of(row) if "text" in row else conversation_of(row)
+                yield self._told_apart(_item(where, item, row.get("meta") or {}))
 
     def _origins(self, source: Origin, wanted: Wanted) -> Iterator[Path | Hub]:
         if source.hub is not None:
@@ -114,54 +121,129 @@ class Reading:
             paths = kept
         yield from paths
 
-    def _through(self, origin: Path | Hub) -> None:
-        if isinstance(origin, Path):
-            self.seen(origin)
+    def _prepared(self, rows: Iterator[Any], make: Make) -> Read:
+        """Rows that were read, treated: here, or in order by the workers."""
+        made = self.pool.each(rows, make, self.treat) if self.pool else _here(rows, make, self.treat)
+        for item in made:
+            yield self._told_apart(item) if isinstance(item, Item) else item
 
-    def _document(self, text: Text, min_chars: int) -> Item | Reject:
-        treated = self.treat(text.where, [text.text])
-        (found,) = treated.texts
-        if treated.kind:
-            return Left(text.where, treated.reason, {"id": text.id, "text": text.text}, treated.kind)
-        if len(found) < min_chars:
-            return Reject(text.where, f"shorter than {min_chars} characters", {"id": text.id, "text": text.text})
-        content = digest(found)
-        item = Document(text.id or content_id(content), found)
-        return self._item(text.where, item, text.meta, content=content, source_id=text.id, group=text.group)
-
-    def _conversation(self, example: Example, system: str | None) -> Item | Reject:
-        treated = self.treat(example.where, [m.content for m in example.messages])
-        if treated.kind:
-            row = {"id": example.id, "messages": message_rows(example.messages)}
-            return Left(example.where, treated.reason, row, treated.kind)
-        messages = tuple(Message(m.role, t) for m, t in zip(example.messages, treated.texts, strict=True))
-        if system is not None and messages[0].role != "system":
-            messages = (Message("system", system), *messages)
-        content = digest(message_rows(messages))
-        item = Conversation(example.id or content_id(content), messages, example.group)
-        return self._item(example.where, item, example.meta, content=content, source_id=example.id, group=example.group)
-
-    def _item(
-        self,
-        where: str,
-        item: Document | Conversation,
-        meta: Mapping[str, str],
-        *,
-        content: str | None = None,
-        source_id: str | None = None,
-        group: str = "",
-    ) -> Item:
+    def _told_apart(self, item: Item) -> Item:
+        """The item with a key of its own, where every row is a group of its own."""
         self._rows += 1
-        if isinstance(item, Document):
-            row, key = document_row(item), text_key(item.text)
-            content = content or digest(item.text)
-        else:
-            row, key = conversation_row(item), question_key(item.messages)
-            content = content or digest(message_rows(item.messages))
-        if self.by_row:
-            key = digest([key, self._rows])
-        made: Row = {**row, "meta": dict(meta)} if meta else row
-        return Item(where, item, made, source_id, key, content, group)
+        return replace(item, key=digest([item.key, self._rows])) if self.by_row else item
+
+
+def _document(treat: Treatment, text: Text, *, min_chars: int) -> Item | Reject:
+    treated = treat(text.where, [text.text])
+    (found,) = treated.texts
+    if treated.kind:
+        return Left(text.where, treated.reason, {"id": text.id, "text": text.text}, treated.kind)
+    if len(found) < min_chars:
+        return Reject(text.where, f"shorter than {min_chars} characters", {"id": text.id, "text": text.text})
+    item = Document(text.id or content_id(digest(found)), found)
+    return _item(text.where, item, text.meta, source_id=text.id, group=text.group)
+
+
+def _conversation(treat: Treatment, example: Example, *, system: str | None) -> Item | Reject:
+    treated = treat(example.where, [m.content for m in example.messages])
+    if treated.kind:
+        row = {"id": example.id, "messages": message_rows(example.messages)}
+        return Left(example.where, treated.reason, row, treated.kind)
+    messages = tuple(Message(m.role, t) for m, t in zip(example.messages, treated.texts, strict=True))
+    if system is not None and messages[0].role != "system":
+        messages = (Message("system", system), *messages)
+    item = Conversation(example.id or content_id(digest(message_rows(messages))), messages, example.group)
+    return _item(example.where, item, example.meta, source_id=example.id, group=example.group)
+
+
+def _item(
+    where: str,
+    item: Document | Conversation,
+    meta: Mapping[str, str],
+    *,
+    source_id: str | None = None,
+    group: str = "",
+) -> Item:
+    if isinstance(item, Document):
+        row, key, content = document_row(item), text_key(item.text), digest(item.text)
+    else:
+        row, key, content = conversation_row(item), question_key(item.messages), digest(message_rows(item.messages))
+    made: Row = {**row, "meta": dict(meta)} if meta else row
+    return Item(where, item, made, source_id, key, content, group)
+
+
+# ---- workers -------------------------------------------------------------------------------------------------------
+
+
+class Pool:
+    """Processes that treat rows in batches, whose results come in order. A few batches wait for each process."""
+
+    def __init__(self, treat: Treatment, workers: int) -> None:
+        self._workers = workers
+        context = get_context("spawn")  # a fork would take over locks that other threads hold
+        self._pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(treat,))
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def each(self, rows: Iterator[Any], make: Make, treat: Treatment) -> Read:
+        """What `make` makes of each row. What was done is counted in `treat`."""
+        waiting: deque[Future[tuple[list[Item | Reject], Treatment]]] = deque()
+        for batch in _batches(rows):
+            waiting.append(self._pool.submit(_work, make, batch))
+            if len(waiting) > 2 * self._workers:
+                yield from _counted(waiting.popleft(), treat)
+        while waiting:
+            yield from _counted(waiting.popleft(), treat)
+
+
+def workers_for(sources: Mapping[str, Source]) -> int:
+    """How many processes pay for sources of this size; 0 for small ones."""
+    size = sum(path.stat().st_size for source in sources.values() for path in source.paths if path.is_file())
+    return 0 if size < WORKERS_FROM else len(os.sched_getaffinity(0))
+
+
+def _here(rows: Iterable[Any], make: Make, treat: Treatment) -> Read:
+    for row in rows:
+        yield row if isinstance(row, Reject) else make(treat, row)
+
+
+def _batches(rows: Iterator[Any]) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        if not isinstance(row, Reject):
+            size += len(row.text) if isinstance(row, Text) else sum(len(m.content) for m in row.messages)
+        if size >= BATCH_CHARACTERS or len(batch) >= BATCH_ROWS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _counted(future: "Future[tuple[list[Item | Reject], Treatment]]", treat: Treatment) -> Read:
+    made, counted = future.result()
+    treat.merge(counted)
+    yield from made
+
+
+_treatment: Treatment | None = None
+"""In a worker process: what it does to texts."""
+
+
+def _begin(treat: Treatment) -> None:
+    global _treatment
+    _treatment = treat
+
+
+def _work(make: Make, batch: list[Any]) -> tuple[list[Item | Reject], Treatment]:
+    assert _treatment is not None
+    treat = _treatment.fresh()
+    return list(_here(batch, make, treat)), treat
 
 
 def _names_a_folder(pattern: str, paths: list[Path]) -> bool:

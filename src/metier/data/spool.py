@@ -1,8 +1,8 @@
 """Rows on their way into an artifact: written down once, and per row only some numbers in memory.
 
 A row's text lies in one file in the order read; the columns here say where it lies, what it is equal to (128 bits of
-two digests), which split it is in, and why it was left out. Costs about 90 bytes of memory a row: 2 million rows of 1 kB
-take 0.2 GB instead of 4.
+two digests), which split it is in, and why it was left out. Costs about 90 bytes of memory a row: 2 million rows of
+1 kB take 0.2 GB instead of 4.
 """
 
 import json
@@ -41,8 +41,9 @@ class Columns:
     """What is known of each row without looking at it.
 
     keys: digest of what groups it. contents: digest of all of it. ids: of its id. homes: the place of the split that it
-    is for. fixed: whether that is so whatever its group. parts: which of the stage's fields it came from. domains: which
-    source of that field. groups: index into `group_names`. characters, sizes: of its text, in characters and bytes.
+    is for. fixed: whether that is so whatever its group. parts: which of the stage's fields it came from. domains:
+    which source of that field. groups: index into `group_names`. characters, sizes: of its text, in characters and
+    bytes.
     """
 
     keys: bytearray = field(default_factory=bytearray)

@@ -99,7 +99,7 @@ class Gathered(Stage):
     ) -> "tuple[Pile, Fates, Treatment]":
         """Read, settle and look. folder: for the rows' text; None looks at numbers alone. out: for the list of hits."""
         from metier.data.gathering import Telling, check_filled, check_rejected, read, separate
-        from metier.data.sources import Reading
+        from metier.data.sources import Pool, Reading, workers_for
         from metier.data.treating import Treatment
 
         telling = telling or Telling()
@@ -108,21 +108,19 @@ class Gathered(Stage):
         fractions = self._fractions()
         pinned = pins(self.split, lambda pattern: sources[pattern].path)
         placer = Placer(fractions, self.seed, "train", self.split, pinned)
-        parts = self._parts(Reading(sources, treatment, faults, telling.note, by_row="row" in self.split.by))
+        reading = Reading(sources, treatment, faults, telling.note, by_row="row" in self.split.by)
+        parts = self._parts(reading)
         order = (
             *self.measured,
             "train",
             "replay",
             *(["refusals"] if any(p.split == "refusals" for p in parts) else []),
         )
-        pile = read(
-            parts,
-            order=order,
-            placer=placer,
-            grouper=self._grouper() if folder is not None else None,
-            folder=folder,
-            telling=telling,
-        )
+        grouper = self._grouper() if folder is not None else None
+        with ExitStack() as stack:
+            workers = workers_for(sources)
+            reading.pool = stack.enter_context(Pool(treatment, workers)) if workers else None
+            pile = read(parts, order=order, placer=placer, grouper=grouper, folder=folder, telling=telling)
         faults.stop()
         check_rejected(pile, self.max_rejected)
         fates = separate(pile, repeats=self.duplicates.exact)

@@ -61,6 +61,23 @@ class Treatment:
     def _cleaner(self) -> Any:
         return self.clean.cleaner()
 
+    def fresh(self) -> "Treatment":
+        """The same with nothing counted yet."""
+        other = Treatment(self.clean, self.privacy, self.private)
+        other.__dict__["_cleaner"] = self._cleaner  # may have taken a second to load
+        return other
+
+    def merge(self, other: "Treatment") -> None:
+        """Count what another one did to later rows."""
+        self.changed.update(other.changed)
+        self.found.update(other.found)
+        self.rows += other.rows
+        for kind, places in other.places.items():
+            self.places[kind] = [*self.places.get(kind, []), *places][:PLACES]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_cleaner"}
+
     def json(self) -> dict[str, Any]:
         """As it stands in about.json."""
         return {
