@@ -94,7 +94,6 @@ def test_the_recipe_runs(metier: Metier):
     assert metier("init", "texts.jsonl", "texts.md", "qa.jsonl", "--model", "base", "--out", "mine.yaml")[0] == 0
     assert metier("check", "mine.yaml")[0] == 0
     small = ["reader.max_steps=1", "specialist-adapter.max_steps=1", "answers.limit=2", "answers.max_new_tokens=2"]
-    small.append("specialist-adapter.method.lora.r=4")
     options = [word for setting in small for word in ("--set", setting)]
     code, out, err = metier("run", "mine.yaml", *options)
     assert code == 0, err
@@ -196,3 +195,45 @@ def test_enough_is_held_out_even_of_little(metier: Metier):
     lines("qa.jsonl", questions(12))
     assert metier("init", "qa.jsonl")[0] == 0
     sound("recipe.yaml")
+
+
+def test_a_single_text_is_read_and_nothing_of_it_held_out(metier: Metier):
+    Path("data").mkdir()
+    Path("data/LICENSE.txt").write_text("Do as you please.\n")
+    Path("data/README.md").write_text("# About the book\n")
+    Path("data/book.txt").write_text("Once there was a crab. It dug.\n")
+    lines("data/qa.jsonl", questions(40))
+    code, out, err = metier("init", "data")
+    assert (code, err) == (0, "")
+    assert "left alone" in out
+    assert "README.md" in out
+    made = steps()
+    assert made["articles"]["sources"] == [{"path": "data/book.txt"}]
+    assert "heldout_fraction" not in made["articles"]
+    assert "likelihood" not in made
+    assert made["questions"]["test_fraction"] <= 0.2
+    sound("recipe.yaml")
+
+
+def test_long_examples_get_the_length_that_they_need(metier: Metier):
+    fakes.save_tiny(Path("base"))
+    rows = [{"question": f"Crab {i}?", "answer": f"Hole {i}. " * (40 if i % 4 == 0 else 2)} for i in range(40)]
+    lines("qa.jsonl", rows)
+    code, _, err = metier("init", "qa.jsonl", "--model", "base")
+    assert (code, err) == (0, "")
+    tune = steps()["specialist-adapter"]
+    assert tune["max_length"] == fakes.CONTEXT
+    assert 0.2 <= tune["max_masked"] <= 0.35
+    assert metier("check", "recipe.yaml")[0] == 0
+
+
+def test_questions_that_fill_the_context_are_told(metier: Metier):
+    fakes.save_tiny(Path("base"))
+    lines("train.jsonl", questions(40))
+    lines("test.jsonl", [{"question": "Why " * 60 + "?", "answer": "So."}])
+    code, _, err = metier("init", "train.jsonl", "test.jsonl", "--model", "base")
+    assert code == 0
+    assert "1 of 1 questions fill the 128 tokens that 'base' can read" in err
+    code, _, err = metier("check", "recipe.yaml")
+    assert code == 2
+    assert "answers: questions: 1 of 1 questions fill the 128 tokens that 'specialist' can read" in err

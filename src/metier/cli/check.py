@@ -12,12 +12,13 @@ from tempfile import TemporaryDirectory
 import typer
 
 from metier.cli.looking import Data, Leak, is_data, leaks, look, make
-from metier.cli.proof import Proof, prove
+from metier.cli.proof import Proof, prove, too_long
 from metier.cli.tokens import print_data, print_leaks, print_proof
 from metier.cli.wording import bytes_text, table
 from metier.core.errors import InputError, together
 from metier.core.stage import KEEP_GOING, InputFiles, ModelInput
 from metier.core.store import Store
+from metier.evaluate.stage import Answer
 from metier.pipeline import Planned, check, plan
 from metier.recipe import Recipe, load_recipe
 from metier.train.stage import Training
@@ -71,9 +72,10 @@ def _findings(recipe: Recipe, planned: Sequence[Planned], aside: Path, shown: in
     proofs: list[Proof] = []
     problems: list[InputError] = []
     for step in planned:
-        if not isinstance(step.stage, Training):
-            continue
-        if step.stage.data not in data:
+        if isinstance(step.stage, Answer) and step.stage.questions in data:
+            folder = data[step.stage.questions].folder
+            problems += [error.within(recipe.where(step.name)) for error in too_long(recipe, steps, step.name, folder)]
+        if not isinstance(step.stage, Training) or step.stage.data not in data:
             continue
         try:
             proof = prove(recipe, steps, step.name, data[step.stage.data].folder, shown=shown)

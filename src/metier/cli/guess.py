@@ -30,6 +30,8 @@ _NAMES: Mapping[str, Role] = {
     "valid": "dev",
     "validation": "dev",
 }
+_ABOUT = ("license", "licence", "readme", "copying", "notice", "changelog", "authors")
+"""Names of files that tell about data and are none."""
 _GROUPS = ("group", "focus", "topic", "entity", "doc_id", "document_id", "source_id")
 
 
@@ -56,8 +58,15 @@ class Guess:
 
 
 def guess_all(paths: Iterable[Path]) -> tuple[list[Guess], list[Path]]:
-    """What each file is, and those that cannot be read as anything. Raises DataError for a damaged file."""
+    """What each file is, and those to be left alone: what cannot be read as anything, and what is about the others.
+
+    Raises DataError for a damaged file.
+    """
     readable, left = pick(paths, "texts")
+    about = [path for path in readable if path.name.split(".")[0].lower() in _ABOUT]
+    if len(about) < len(readable):
+        readable = [path for path in readable if path not in about]
+        left += about
     return [guess(path) for path in readable], left
 
 

@@ -1,27 +1,37 @@
 """`metier init`: look at the user's files, guess what they are, and write a commented recipe that runs.
 
-Every guess stands in the recipe with its reason, to be corrected there. How much is held out is tried on the data:
-enough that no split is empty. Refuses to write over a recipe, and files of which nothing can be made.
+Every guess stands in the recipe with its reason, to be corrected there. Two things are tried on the data: how much is
+held out (enough that no split is empty), and how long examples may be (as the model allows). Refuses to write over a
+recipe, and files of which nothing can be made.
 """
 
 import json
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import typer
 
 from metier.cli.guess import Guess, guess_all
+from metier.cli.looking import make
+from metier.cli.proof import prove, tokenizer_for, too_long
 from metier.core.errors import DataError, InputError
 from metier.core.store import Store
 from metier.models.builtin import resolve
-from metier.pipeline import check, plan
-from metier.recipe import load_recipe, match_files
+from metier.pipeline import Planned, check, plan
+from metier.recipe import Recipe, load_recipe, match_files
+from metier.train.stage import LONGEST_BY_DEFAULT, Tune, context_of, plain_config
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
-"""How much of the data is held out, the smallest share that leaves no split empty."""
+"""How much of a step's data is held out: the smallest share that leaves no split empty."""
+Shares = dict[str, float]
+ARTICLES, QUESTIONS, ADAPTER = "articles", "questions", "specialist-adapter"
+RANK = 32
 MOST_LISTED = 12
 """Files of one form that are listed one by one where a folder holds several forms."""
 
@@ -62,26 +72,86 @@ def _told(guesses: Sequence[Guess], left: Sequence[Path]) -> Iterator[str]:
 
 def _write(guesses: Sequence[Guess], data: Sequence[str], out: Path, model: str) -> InputError | None:
     """Write the recipe with the smallest share held out that leaves no split empty. Returns what else is wrong."""
-    problem: InputError | None = None
+    shares: Shares = dict.fromkeys((ARTICLES, QUESTIONS), SHARES[0])
     out.parent.mkdir(parents=True, exist_ok=True)
-    for share in SHARES:
-        out.write_text(_recipe(guesses, data, out, model, share), encoding="utf-8", newline="\n")
+    fit = Fit(_rank(model, out.absolute().parent))
+    while True:
+        out.write_text(_recipe(guesses, data, out, model, shares, fit), encoding="utf-8", newline="\n")
         try:
             recipe = load_recipe(out)
-            check(recipe, plan(recipe, Store(out.absolute().parent / ".metier")))
+            steps = {step.name: step for step in plan(recipe, Store(out.absolute().parent / ".metier"))}
+            check(recipe, list(steps.values()))
+            fitted, problem = _fitted(recipe, steps, fit.rank)
         except DataError as error:
-            problem = error
-            if "nothing is left in" not in str(error):
+            if not _raise_shares(shares, error):
                 return error
-        except InputError as error:
+        except InputError:
             out.unlink()
-            raise error
+            raise
         else:
-            return None
-    return problem
+            if fitted == fit:
+                return problem
+            fit = fitted
 
 
-def _recipe(guesses: Sequence[Guess], data: Sequence[str], out: Path, model: str, share: float) -> str:
+@dataclass(frozen=True)
+class Fit:
+    """What the tune step needs to be told, for the examples to fit. longest: of them, in tokens. rank: of its LoRA."""
+
+    rank: int = RANK
+    max_length: int | None = None
+    max_masked: float | None = None
+    longest: int = 0
+
+
+def _rank(model: str, root: Path) -> int:
+    """The usual LoRA rank, or what a very narrow model has room for."""
+    config = plain_config(resolve(model, root, file_digest_of=lambda _path: "").path)
+    width = int(config.get("hidden_size") or config.get("n_embd") or RANK)
+    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    side = width // heads * int(config.get("num_key_value_heads") or heads)
+    return max(1, min(RANK, side // 2))
+
+
+def _fitted(recipe: Recipe, steps: Mapping[str, Planned], rank: int) -> tuple[Fit, InputError | None]:
+    """The settings by which the examples fit the model, and what is wrong with the questions still."""
+    if QUESTIONS not in steps:
+        return Fit(rank), None
+    with TemporaryDirectory(prefix="metier-init-") as aside:
+        folder = make(recipe, steps[QUESTIONS], {}, Path(aside))
+        assert folder is not None
+        stage = steps[ADAPTER].stage
+        assert isinstance(stage, Tune)
+        proof = prove(recipe, steps, ADAPTER, folder, shown=0)
+        _, base = tokenizer_for(recipe, steps, stage.model, steps[ADAPTER].sources)
+        assert proof is not None
+        assert base is not None
+        wrong = too_long(recipe, steps, "answers", folder)
+    default = Tune.model_fields["max_masked"].default
+    context = context_of(plain_config(base))
+    if proof.beyond(min(context, LONGEST_BY_DEFAULT)) <= default:
+        return Fit(rank), wrong[0] if wrong else None
+    length = min(context, -(-proof.quantile(1 - default) // 64) * 64)
+    over = proof.beyond(length)
+    masked = None if over <= default else math.ceil(over * 100) / 100
+    return Fit(rank, length, masked, proof.lengths[-1]), wrong[0] if wrong else None
+
+
+def _raise_shares(shares: Shares, error: InputError) -> bool:
+    """Hold out more in the steps that have an empty split, or nothing of so few texts. False: that is no cure."""
+    raised = False
+    for one in (error, *error.others):
+        step = next((name for name in shares if f": {name}" in str(one.where)), None)
+        if step is None or "nothing is left in" not in one.what or not shares[step]:
+            continue
+        more = [share for share in SHARES if share > shares[step]]
+        if more or step == ARTICLES:
+            shares[step] = more[0] if more else 0.0
+            raised = True
+    return raised
+
+
+def _recipe(guesses: Sequence[Guess], data: Sequence[str], out: Path, model: str, shares: Shares, fit: Fit) -> str:
     """The recipe's text."""
     root = out.absolute().parent
     texts = [guess for guess in guesses if guess.wanted == "texts"]
@@ -93,21 +163,20 @@ def _recipe(guesses: Sequence[Guess], data: Sequence[str], out: Path, model: str
         examples = [_as(guess, "sources") for guess in examples]
     parts = [_head(data, out)]
     if texts:
-        parts.append(_documents(texts, root, share))
+        parts.append(_documents(texts, root, shares[ARTICLES]))
     if examples:
-        parts.append(_examples(examples, ids, root, share))
+        parts.append(_examples(examples, ids, root, shares[QUESTIONS]))
     small = model == "seedling"
     if texts:
         parts.append(_pretrain(model, small))
     if examples:
-        parts.append(_tune("reader" if texts else model, small))
-    parts.append(_measure(model, bool(texts), bool(examples)))
+        parts.append(_tune("reader" if texts else model, small, fit))
+    held = bool(shares[ARTICLES]) or any(guess.role != "sources" for guess in texts)
+    parts.append(_measure(model, texts=bool(texts), examples=bool(examples), held=held))
     return "\n".join(parts)
 
 
 def _as(guess: Guess, role: str) -> Guess:
-    from dataclasses import replace
-
     return replace(guess, role=role)  # type: ignore[arg-type]
 
 
@@ -130,6 +199,8 @@ def _documents(texts: Sequence[Guess], root: Path, share: float) -> str:
     if held:
         lines += ["    # By their names, these are to measure with; what stands there is never trained on."]
         lines += _sources("heldout", held, root)
+    elif not share:
+        lines.append("    # Too few texts to hold any out: add `heldout` with texts to measure with.")
     else:
         lines += [
             "    # Held out to measure with: whole texts, chosen by their content, so that adding some moves none.",
@@ -188,27 +259,37 @@ def _pretrain(model: str, small: bool) -> str:
 """
 
 
-def _tune(model: str, small: bool) -> str:
-    lora, rate = ("{r: 32, alpha: 64}", "2.0e-3") if small else ("{r: 32, alpha: 64, dropout: 0.05}", "2.0e-4")
+def _tune(model: str, small: bool, fit: Fit) -> str:
+    length = ""
+    if fit.max_length is not None:
+        length = f"    # The longest example has {fit.longest:,} tokens; what is longer than max_length is cut.\n"
+        length += f"    max_length: {fit.max_length}\n"
+    if fit.max_masked is not None:
+        length += (
+            "    # More than a twentieth are cut, as the model reads no more: another model would serve them better.\n"
+        )
+        length += f"    max_masked: {fit.max_masked}\n"
+    lora = f"r: {fit.rank}, alpha: {2 * fit.rank}" + ("" if small else ", dropout: 0.05")
+    rate = "2.0e-3" if small else "2.0e-4"
     return f"""\
   # Answer: only the answers' tokens are learned. `prompt` is how a conversation is written down: auto takes the model's
   # own chat template; plain, zephyr, alpaca, patient-scenario or {{file: my.jinja}} are others.
-  specialist-adapter:
+  {ADAPTER}:
     kind: tune
     model: {json.dumps(model)}
     examples: questions
     prompt: auto
-    method: {{lora: {lora}}}
+    method: {{lora: {{{lora}}}}}
     learning_rate: {rate}
     epochs: 2
     batch_size: 16
-  specialist:
+{length}  specialist:
     kind: merge
-    model: specialist-adapter
+    model: {ADAPTER}
 """
 
 
-def _measure(model: str, texts: bool, examples: bool) -> str:
+def _measure(model: str, *, texts: bool, examples: bool, held: bool) -> str:
     models = [json.dumps(model), *(["reader"] if texts else []), *(["specialist"] if examples else [])]
     named = ", ".join(models)
     parts = []
@@ -225,7 +306,7 @@ def _measure(model: str, texts: bool, examples: bool) -> str:
     kind: score
     answers: answers
 """)
-    if texts:
+    if texts and held:
         parts.append(f"""\
   likelihood:
     kind: perplexity

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from metier.core.errors import DataError
 from metier.core.stage import ModelInput, Source, Stage
+from metier.evaluate.stage import Answer
 from metier.pipeline import Planned
 from metier.recipe import Recipe
 from metier.text.artifacts import conversation_of, document_of, read_jsonl
@@ -94,6 +95,10 @@ class Proof:
     def quantile(self, share: float) -> int:
         """The length that this share of the rows does not exceed."""
         return self.lengths[min(len(self.lengths) - 1, int(share * len(self.lengths)))]
+
+    def beyond(self, limit: int) -> float:
+        """The share of the rows that are longer than `limit` tokens."""
+        return sum(length > limit for length in self.lengths) / len(self.lengths)
 
     @property
     def histogram(self) -> list[tuple[int, int]]:
@@ -198,6 +203,33 @@ def prove(recipe: Recipe, steps: Mapping[str, Planned], name: str, folder: Path,
         claims=tally.claims(),
         shown=tuple(examples),
     )
+
+
+def too_long(recipe: Recipe, steps: Mapping[str, Planned], name: str, folder: Path) -> list[DataError]:
+    """Questions that fill a contender's context, for which an `answer` step would stop: an error a model."""
+    from metier.text.chat import encode_prompt
+
+    stage = steps[name].stage
+    assert isinstance(stage, Answer), name
+    rows = [conversation_of(row) for row in spread_rows(folder / f"{stage.split}.jsonl", stage.limit or MOST)[1]]
+    found = []
+    for model in stage.models:
+        tokenizer, base = tokenizer_for(recipe, steps, model, steps[name].sources)
+        if tokenizer is None or base is None:
+            continue
+        context = context_of(plain_config(base))
+        sizes = {row.id: len(encode_prompt(tokenizer, row.messages[:-1])) for row in rows}
+        filling = [row for row, size in sizes.items() if size >= context]
+        if filling:
+            found.append(
+                DataError(
+                    f"{len(filling)} of {len(rows)} questions fill the {context} tokens that {model!r} can read",
+                    where=stage.questions,
+                    value=", ".join(filling[:NAMED]),
+                    cure="shorten them, leave them out of the test, or use a model with a longer context",
+                )
+            )
+    return found
 
 
 def tokenizer_for(
