@@ -27,7 +27,7 @@ WORTH_SHARING = 8
 """The shortest common opening, in tokens, that is computed once for all."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Piece:
     """One sequence.
 
