@@ -240,8 +240,9 @@ def run(
     """Make what is missing, in order. A run that was stopped goes on from here when called again.
 
     listeners: hear every event (`run_started`, then each step's, then `run_finished`). stop: asked between steps and by
-    the stages in their loops. keep_going: gather the faults of all input files first. Raises InputError before
-    anything is written where the input of any step is bad, Interrupted where `stop` said so, and what a failing step raises, its place in the recipe added.
+    the stages in their loops. keep_going: gather the faults of all input files first. Raises InputError before anything
+    is written where the input of any step is bad, Interrupted where `stop` said so, and what a failing step raises, its
+    place in the recipe added.
     """
     planned = plan(recipe, store, only=only)
     check(recipe, [step for step in planned if step.state == "run"], keep_going=keep_going)

@@ -260,6 +260,26 @@ def test_private_data(bench: Bench, action: str, texts: int) -> None:
     assert list(facts["first"].values()) == [["a.jsonl:1"]]
 
 
+@pytest.mark.parametrize("action", ["report", "redact", "drop"])
+def test_what_is_left_out_keeps_no_private_data_where_it_is_not_wanted(bench: Bench, action: str) -> None:
+    private = "Write to ann.smith@example.org today."
+    bench.write("a.jsonl", {"text": private}, {"text": "Krill."}, {"text": "Krill is small.", "more": [private]})
+    stage = Documents.model_validate(
+        {
+            "sources": [{"path": "a.jsonl"}],
+            "privacy": {"action": action},
+            "clean": {"max_words": 3},
+            "min_chars": 10,
+            "max_rejected": 1,
+        }
+    )
+    out, metrics = bench.run(stage)
+    kept = (out / "rejects.jsonl").read_text(encoding="utf-8")
+    assert metrics["filtered"] == 1
+    assert metrics["rejected"] == 1
+    assert ("ann.smith" in kept) is (action == "report")
+
+
 def test_near_duplicates_go_where_that_is_asked_for(bench: Bench) -> None:
     bench.write("a.jsonl", {"text": LONG * 3}, {"text": LONG * 3 + "Indeed."}, {"text": "Krill is small."})
     stage = Documents.model_validate({"sources": [{"path": "a.jsonl"}], "duplicates": {"near": True}})

@@ -89,11 +89,13 @@ class Telling:
 @dataclass
 class Rejects:
     """Rows that cannot be used: on disk themselves, in memory their number by reason. path: None keeps numbers alone.
+    hide: makes of a row what may be kept of it.
 
     A reason up to its colon is what it is counted as.
     """
 
     path: Path | None
+    hide: Callable[[Any], Any] = lambda row: row
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -108,7 +110,9 @@ class Rejects:
         self.kinds[kind] += 1
         if self.path is not None:
             self._file = self._file or self.path.open("w", encoding="utf-8", newline="\n")
-            self._file.write(json.dumps(reject_row(reject.where, reject.reason, reject.row), default=str) + "\n")
+            self._file.write(
+                json.dumps(reject_row(reject.where, reject.reason, self.hide(reject.row)), default=str) + "\n"
+            )
 
     def rows(self) -> Iterator[Row]:
         """All of them, in the order in which they were met."""
@@ -160,9 +164,12 @@ def read(
     grouper: Grouper | None,
     folder: Path | None,
     telling: Telling,
+    hide: Callable[[Any], Any] = lambda row: row,
 ) -> Pile:
-    """Read every source once. folder: where the spool goes; None keeps no text. Raises DataError."""
-    rejects = Rejects(None if folder is None else folder / "rejected.jsonl")
+    """Read every source once. folder: where the spool goes; None keeps no text. hide: makes of a row that cannot be
+    used what may be kept of it. Raises DataError.
+    """
+    rejects = Rejects(None if folder is None else folder / "rejected.jsonl", hide)
     pile = Pile(order, parts, Columns(), Spool(folder), rejects)
     for number, part in enumerate(parts):
         for domain, source in enumerate(part.sources):

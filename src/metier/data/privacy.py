@@ -8,9 +8,9 @@ is found, and how much of it rightly, is measured on synthetic records by `pytho
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,16 @@ class Privacy(Config):
         """The text as it may be used, and what was found in the text as it was. Dropping it is the caller's part."""
         found = self.find(text)
         return (redacted(text, found) if self.action == "redact" else text), tuple(found)
+
+    def hidden(self, row: Any) -> Any:
+        """A row (any JSON value) as it may be kept where it is left out: without what the action redacts or drops."""
+        if self.action not in ("redact", "drop"):
+            return row
+        if isinstance(row, str):
+            return redacted(row, find(row, self.kinds))
+        if isinstance(row, Mapping):
+            return {key: self.hidden(value) for key, value in row.items()}
+        return [self.hidden(value) for value in row] if isinstance(row, list | tuple) else row
 
 
 def find(text: str, kinds: Sequence[Kind] = KINDS) -> list[Found]:

@@ -120,7 +120,15 @@ class Gathered(Stage):
         with ExitStack() as stack:
             workers = workers_for(sources)
             reading.pool = stack.enter_context(Pool(treatment, workers)) if workers else None
-            pile = read(parts, order=order, placer=placer, grouper=grouper, folder=folder, telling=telling)
+            pile = read(
+                parts,
+                order=order,
+                placer=placer,
+                grouper=grouper,
+                folder=folder,
+                telling=telling,
+                hide=self.privacy.hidden,
+            )
         faults.stop()
         check_rejected(pile, self.max_rejected)
         fates = separate(pile, repeats=self.duplicates.exact)

@@ -99,9 +99,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, sca
     return out[:, :, offset:]
 
 
-def textbook(
-    q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, scale: float, dropout: float
-) -> Tensor:
+def textbook(q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, scale: float, dropout: float) -> Tensor:
     """softmax(q k^T) v with scores in memory: q (S, H, L, D), k and v (S, G, K, D) to (S, L, H, D).
 
     Query i sees the keys up to i + offset; with `own` (S, L), up to own[i] + offset.

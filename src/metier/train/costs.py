@@ -218,8 +218,7 @@ def block_bytes(job: Job, reading: Reading, tokens: float, asked: float | None =
     if isinstance(job.method, LoraMethod) and job.method.lora.dropout:
         every += shape.width
         rest += shape.width + shape.queries + shape.inner
-    total = tokens * every + (tokens if asked is None else asked) * rest
-    return total
+    return tokens * every + (tokens if asked is None else asked) * rest
 
 
 def working(job: Job, reading: Reading) -> float:

@@ -1,0 +1,177 @@
+"""What a model says when nothing in particular is asked of it, as documents and as examples.
+
+A document starts from the begin token (or, where a tokenizer has none, from the end token), as every document did in
+training. A made-up question is what the model writes where the chat template opens a user's turn, up to its first line
+break or the end of the turn; its answer is then asked for as anybody would. Texts that are short, that were said before
+or that were cut before a sentence ended are rejects or shortened. Costs the model's memory in float32.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from metier.core.errors import DataError, ModelError
+from metier.core.fingerprint import digest
+from metier.core.stage import Context
+from metier.engine.local import Generation, generate
+from metier.models.load import Loaded, load
+from metier.text.artifacts import (
+    conversation_row,
+    document_row,
+    read_conversations,
+    write_json,
+    write_jsonl,
+)
+from metier.text.chat import encode_prompt
+from metier.text.nouns import Conversation, Document, Message
+from metier.text.prompts import use_template
+
+if TYPE_CHECKING:
+    from metier.synthesize.stage import Recall, Rehearse, Speaking
+
+MADE_UP = 500
+"""Questions made up where no number is given."""
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s|$)")
+_MARK = "\ufdd1"  # a code point that no text has
+Row = dict[str, Any]
+
+
+def recall(stage: "Recall", ctx: Context) -> dict[str, float]:
+    """Write the documents of a `recall` step. Returns how many there are and how many were left out."""
+    loaded = load(ctx.source(stage.model).path)
+    said = _say(stage, ctx, loaded, [_opening(loaded)] * stage.count, "texts")
+    rows: list[Row] = []
+    rejects: list[Row] = []
+    seen: set[str] = set()
+    for number, generation in enumerate(said, 1):
+        text = generation.text.strip() if generation.stopped else whole_sentences(generation.text)
+        reason = _reason(text, stage.min_chars, seen)
+        if reason:
+            rejects.append({"where": f"{stage.model}:{number}", "reason": reason, "row": {"text": generation.text}})
+        else:
+            rows.append(document_row(Document(digest(text)[:16], text)))
+    return _write(ctx, rows, rejects, ("heldout", "train", "replay"), sum(len(row["text"]) for row in rows))
+
+
+def rehearse(stage: "Rehearse", ctx: Context) -> dict[str, float]:
+    """Write the examples of a `rehearse` step. Returns how many there are and how many were left out."""
+    loaded = load(ctx.source(stage.model).path)
+    use_template(loaded.tokenizer, stage.prompt)
+    asked = _asked(stage, ctx, loaded)
+    said = _say(stage, ctx, loaded, [encode_prompt(loaded.tokenizer, messages) for messages in asked], "answers")
+    rows: list[Row] = []
+    rejects: list[Row] = []
+    seen: set[str] = set()
+    for number, (messages, generation) in enumerate(zip(asked, said, strict=True), 1):
+        answer = generation.text.strip() if generation.stopped else whole_sentences(generation.text)
+        told = (*messages, Message("assistant", answer))
+        row = conversation_row(Conversation(digest([m.content for m in told])[:16], told))
+        reason = "" if len(answer) >= stage.min_chars else f"shorter than {stage.min_chars} characters"
+        reason = reason or ("said before" if row["id"] in seen else "")
+        seen.add(row["id"])
+        if reason:
+            rejects.append({"where": f"{stage.model}:{number}", "reason": reason, "row": row})
+        else:
+            rows.append(row)
+    size = sum(len(message["content"]) for row in rows for message in row["messages"])
+    return _write(ctx, rows, rejects, ("test", "dev", "train", "replay"), size)
+
+
+def whole_sentences(text: str) -> str:
+    """A text that was cut, up to the end of its last whole sentence; all of it where it has none."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return (text[: ends[-1]] if ends else text).strip()
+
+
+def _reason(text: str, min_chars: int, seen: set[str]) -> str:
+    if len(text) < min_chars:
+        return f"shorter than {min_chars} characters"
+    if text in seen:
+        return "said before"
+    seen.add(text)
+    return ""
+
+
+def _asked(stage: "Rehearse", ctx: Context, loaded: Loaded) -> list[tuple[Message, ...]]:
+    """The questions: another step's, less their answers, or made up, each once."""
+    if stage.questions is not None:
+        known = read_conversations(ctx.source(stage.questions).path, "train")[: stage.count]
+        return [conversation.messages[:-1] for conversation in known]
+    opening = user_opening(loaded)
+    said = _say(stage, ctx, loaded, [opening] * (stage.count or MADE_UP), "questions")
+    texts = dict.fromkeys(generation.text.strip().split("\n")[0].strip() for generation in said)
+    questions = [(Message("user", text),) for text in texts if text]
+    if not questions:
+        raise ModelError("the model made up no question", cure="give it some: `questions` names a step that has them")
+    return questions
+
+
+def user_opening(loaded: Loaded) -> list[int]:
+    """The ids that a chat template writes before a user's first words. Raises DataError where it writes none."""
+    tokenizer = loaded.tokenizer
+    messages = [{"role": "user", "content": _MARK}, {"role": "assistant", "content": "x"}]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    before = text.partition(_MARK)[0]
+    ids = [int(i) for i in tokenizer.encode(before.rstrip(" "), add_special_tokens=False)]
+    begin = tokenizer.bos_token_id
+    if begin is not None and ids[:1] != [begin]:
+        ids = [int(begin), *ids]
+    if not ids:
+        raise DataError(
+            "the prompt template writes nothing before a question, so none can be made up",
+            cure="name a step with `questions`, or another `prompt`",
+        )
+    return ids
+
+
+def _opening(loaded: Loaded) -> list[int]:
+    tokenizer = loaded.tokenizer
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise ModelError("the tokenizer has neither a begin nor an end token, so no document can start", value="model")
+    return [int(first)]
+
+
+def _say(
+    stage: "Speaking", ctx: Context, loaded: Loaded, prompts: Sequence[Sequence[int]], what: str
+) -> list[Generation]:
+    room = min(stage.max_new_tokens, loaded.context - max(map(len, prompts)))
+    if room < 1:
+        raise DataError(f"the prompts fill the model's context of {loaded.context} tokens", where="questions")
+    return generate(
+        loaded,
+        prompts,
+        max_new_tokens=room,
+        temperature=stage.temperature,
+        top_p=stage.top_p,
+        seed=stage.seed,
+        batch_size=stage.batch_size,
+        on_progress=lambda done, total: ctx.events.progress(what, done, total, unit=what),
+        should_stop=lambda: ctx.stop(),
+    )
+
+
+def _write(
+    ctx: Context, rows: Sequence[Row], rejects: Sequence[Row], splits: Sequence[str], size: int
+) -> dict[str, float]:
+    if not rows:
+        raise ModelError("nothing that the model said can be used", cure="lower min_chars, or raise max_new_tokens")
+    counts = {name: len(rows) if name == "train" else 0 for name in splits}
+    for name in splits:
+        write_jsonl(ctx.out / f"{name}.jsonl", rows if name == "train" else _none())
+    write_jsonl(ctx.out / "rejects.jsonl", rejects)
+    write_json(
+        ctx.out / "about.json",
+        {
+            "replay_ratio": 0.0,
+            "counts": counts,
+            "rows_read": len(rows) + len(rejects),
+            "rejected": len(rejects),
+            "characters": {"train": size},
+        },
+    )
+    return {"train": len(rows), "rejected": len(rejects)}
+
+
+def _none() -> Iterator[Row]:
+    yield from ()
