@@ -1,8 +1,8 @@
 """What an int8 base costs in quality: `python -m benchmarks.int8_quality`.
 
 The seedling is tuned with LoRA on the marine questions and on MedQuAD's short answers, on a bf16 base and on an int8
-one, with the same seeds, through `metier run`. The figure is the dev loss on int8 over that on bf16, minus one: its mean
-over the seeds with a t-interval of 95 %. Rows go to `benchmarks/results/training.json`. Needs ../shared; about ten
+one, with the same seeds, through `metier run`. The figure is the dev loss on int8 over that on bf16, minus one: the
+mean over the seeds with a t-interval of 95 %. Rows go to `benchmarks/results/training.json`. Needs ../shared; about ten
 minutes.
 """
 

@@ -4,9 +4,21 @@ from metier.core.stage import Stage
 from metier.data.stage import Documents, Examples
 from metier.evaluate.stage import Answer, Perplexity, Score
 from metier.export.stage import Merge
+from metier.synthesize.stage import Recall, Rehearse
 from metier.train.stage import Pretrain, Tune
 
-STAGES: tuple[type[Stage], ...] = (Documents, Examples, Pretrain, Tune, Merge, Answer, Score, Perplexity)
+STAGES: tuple[type[Stage], ...] = (
+    Documents,
+    Examples,
+    Recall,
+    Rehearse,
+    Pretrain,
+    Tune,
+    Merge,
+    Answer,
+    Score,
+    Perplexity,
+)
 
 CATALOGUE: dict[str, type[Stage]] = {stage.model_fields["kind"].default: stage for stage in STAGES}
 """Kind -> stage."""

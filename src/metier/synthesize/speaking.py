@@ -135,19 +135,20 @@ def _opening(loaded: Loaded) -> list[int]:
 def _say(
     stage: "Speaking", ctx: Context, loaded: Loaded, prompts: Sequence[Sequence[int]], what: str
 ) -> list[Generation]:
-    room = min(stage.max_new_tokens, loaded.context - max(map(len, prompts)))
-    if room < 1:
-        raise DataError(f"the prompts fill the model's context of {loaded.context} tokens", where="questions")
+    def stopped() -> bool:
+        ctx.check_stop()
+        return False
+
     return generate(
         loaded,
         prompts,
-        max_new_tokens=room,
+        max_new_tokens=stage.max_new_tokens,
         temperature=stage.temperature,
         top_p=stage.top_p,
         seed=stage.seed,
         batch_size=stage.batch_size,
         on_progress=lambda done, total: ctx.events.progress(what, done, total, unit=what),
-        should_stop=lambda: ctx.stop(),
+        should_stop=stopped,
     )
 
 

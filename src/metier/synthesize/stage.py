@@ -8,9 +8,9 @@ for language models Huang et al. 2024, arXiv 2403.01244).
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from metier.core.stage import Context, ModelRef, Needs, Source, Stage
+from metier.core.stage import Context, ModelRef, Needs, Stage
 from metier.text.prompts import PromptName
 
 
@@ -27,8 +27,6 @@ class Speaking(Stage):
     """Tokens are drawn, the more freely the higher. 1 speaks as the model was trained to."""
     top_p: float = Field(0.95, gt=0, le=1)
     """Draw only among the likeliest tokens that together have this probability."""
-    min_chars: int = Field(20, ge=1)
-    """Shorter texts are left out."""
     batch_size: int = Field(32, ge=1)
     """Texts made at a time."""
     seed: int = Field(0, ge=0)
@@ -43,6 +41,8 @@ class Recall(Speaking):
 
     count: int = Field(500, ge=1)
     """How many texts to ask for."""
+    min_chars: int = Field(20, ge=1)
+    """Shorter texts are left out."""
 
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Write train, with what was left out."""
@@ -64,15 +64,8 @@ class Rehearse(Speaking):
     """How many questions to ask at most. Left out: all of the step's, or 500 made up."""
     prompt: PromptName = "auto"
     """How a conversation is written down for it. auto: the model's own template, else plain."""
-
-    @model_validator(mode="after")
-    def _short_answers_count(self) -> "Rehearse":
-        if "min_chars" not in self.model_fields_set:
-            object.__setattr__(self, "min_chars", 1)  # `Yes.` is an answer
-        return self
-
-    def check(self, sources: Mapping[str, Source]) -> None:
-        """Nothing to see beforehand but what the recipe says."""
+    min_chars: int = Field(1, ge=1)
+    """Shorter answers are left out."""
 
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Write train, with what was left out."""
