@@ -100,7 +100,7 @@ def _asked(stage: "Rehearse", ctx: Context, loaded: Loaded) -> list[tuple[Messag
     opening = user_opening(loaded)
     said = _say(stage, ctx, loaded, [opening] * (stage.count or MADE_UP), "questions")
     texts = dict.fromkeys(generation.text.strip().split("\n")[0].strip() for generation in said)
-    questions = [(Message("user", text),) for text in texts if text]
+    questions: list[tuple[Message, ...]] = [(Message("user", text),) for text in texts if text]
     if not questions:
         raise ModelError("the model made up no question", cure="give it some: `questions` names a step that has them")
     return questions
