@@ -208,8 +208,9 @@ def test_settings_reach_the_forward_pass_and_the_batches(
             super().__init__(model, **named)
 
     def batches(*args: Any) -> Batches:
-        seen["micro_tokens"] = args[-1]
-        return Batches(*args)
+        made = Batches(*args)
+        seen["micro_tokens"] = made.micro_tokens
+        return made
 
     monkeypatch.setattr(job, "Forward", Spy)
     monkeypatch.setattr(job, "Batches", batches)
