@@ -1,26 +1,26 @@
 """Memory and speed of the data side: 2 GB of text through a documents step and into token shards; MedQuAD beside a bare
 tokenizer.
 
-    python -m benchmarks.scale_data [--gigabytes 2]
+    python -m benchmarks.scale_data memory [--gigabytes 2]
+    python -m benchmarks.scale_data tokens
 
-The text is MedQuAD's answers over and over, each time with a sixth of its words drawn anew, so that no document repeats
+The large text is MedQuAD's answers over and over, each time with a sixth of its words drawn anew, so that no document repeats
 another. It needs about five times its size on disk while it runs, and nothing afterwards.
 """
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -28,7 +28,14 @@ import psutil
 from benchmarks.rows import Row, write
 from metier.core.events import Events
 from metier.core.stage import Context, Source
+from metier.data.readers import Example, Text, read_examples, read_texts
 from metier.data.stage import Documents
+from metier.text.artifacts import conversation_row, write_jsonl
+from metier.text.nouns import Conversation
+from metier.train import shards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SHARED = Path(__file__).parents[2] / "shared"
 MEDQUAD = SHARED / "data" / "medquad" / "medquad_answered.jsonl"
@@ -99,15 +106,14 @@ def documents(folder: str, source: str) -> dict[str, float]:
     return {"peak": peak.bytes, "seconds": time.perf_counter() - started, "rows": counts["train"]}
 
 
-def shards(folder: str, split: str) -> dict[str, float]:
-    """Encoding by worker processes, and then one epoch's worth of blocks, in a process of its own."""
+def encoded(folder: str, split: str) -> dict[str, float]:
+    """Encoding by worker processes, and then every block, in a process of its own."""
     from metier.models.load import read_tokenizer
-    from metier.train import shards as made
 
-    encoder = made.Documents(read_tokenizer(SHARED / "tokenizers" / "tinyllama"))
+    encoder = shards.Documents(read_tokenizer(SHARED / "tokenizers" / "tinyllama"))
     started = time.perf_counter()
     with Peak() as peak:
-        found = made.encode(
+        found = shards.encode(
             Path(split), encoder, cache=Path(folder) / "cache", events=Events("data"), check_stop=lambda: None
         )
         seconds = time.perf_counter() - started
@@ -124,40 +130,67 @@ def alone(function: Any, *arguments: str) -> dict[str, float]:
 
 def beside_tokenizers() -> list[Row]:
     """Reading MedQuAD and encoding it into shards, against `encode_batch` over the same texts held in memory."""
+    return [row for name in TOKENIZERS for row in (beside(name, as_documents), beside(name, as_examples))]
+
+
+def beside(name: str, form: Callable[["PreTrainedTokenizerFast", Path], list[str]]) -> Row:
+    """One tokenizer, one form: the median ratio of rounds that take turns."""
     import tokenizers
 
-    from metier.data.readers import Text, read_texts
     from metier.models.load import read_tokenizer
-    from metier.text.artifacts import write_jsonl
-    from metier.train import shards as made
+    from metier.text.prompts import use_template
 
-    rows = []
-    texts = [json.loads(line)["answer"] for line in MEDQUAD.open(encoding="utf-8")]
-    for name in TOKENIZERS:
-        folder = SHARED / "tokenizers" / name
-        tokenizer = read_tokenizer(folder)
-        bare = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        ratios = []
-        for _ in range(ROUNDS):
-            with temporary() as work:
-                started = time.perf_counter()
-                found = read_texts(MEDQUAD, field="answer", note=lambda _text: None)
-                split = work / "train.jsonl"
-                kept = ({"id": t.where, "text": t.text} for t in found if isinstance(t, Text))
-                write_jsonl(split, kept)
-                encoder = made.Documents(tokenizer)
-                made.encode(split, encoder, cache=work, events=Events("data"), check_stop=lambda: None)
-                ours = time.perf_counter() - started
+    folder = SHARED / "tokenizers" / name
+    tokenizer = read_tokenizer(folder)
+    use_template(tokenizer, "zephyr")
+    bare = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ratios = []
+    for _ in range(ROUNDS):
+        with temporary() as work:
             started = time.perf_counter()
-            bare.encode_batch(texts, add_special_tokens=False)
-            theirs = time.perf_counter() - started
-            ratios.append(theirs / ours)
-        case = f"reading and tokenising MedQuAD's answers into shards, {name}"
-        spread = (min(ratios), max(ratios))
-        rows.append(
-            Row(case, statistics.median(ratios), 0.8, "x speed", "higher", "tokenizers encode_batch", ROUNDS, spread)
-        )
-    return rows
+            texts = form(tokenizer, work)
+            ours = time.perf_counter() - started
+        started = time.perf_counter()
+        bare.encode_batch(texts, add_special_tokens=False)
+        ratios.append((time.perf_counter() - started) / ours)
+    case = f"reading and tokenising MedQuAD into shards {form.__name__.replace('_', ' ')}, {name}"
+    spread = (round(min(ratios), 3), round(max(ratios), 3))
+    return Row(case, round(statistics.median(ratios), 3), 0.8, "x speed", "higher", "encode_batch", ROUNDS, spread)
+
+
+def as_documents(tokenizer: "PreTrainedTokenizerFast", work: Path) -> list[str]:
+    """Every answer a document."""
+    texts: list[str] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for text in read_texts(MEDQUAD, field="answer", note=lambda _text: None):
+            if isinstance(text, Text):
+                texts.append(text.text)
+                yield {"id": text.where, "text": text.text}
+
+    write_jsonl(work / "train.jsonl", rows())
+    _encode(work, shards.Documents(tokenizer))
+    return texts
+
+
+def as_examples(tokenizer: "PreTrainedTokenizerFast", work: Path) -> list[str]:
+    """Questions and answers through a chat template; the bare tokenizer has the rendered texts for nothing."""
+    texts: list[str] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for example in read_examples(MEDQUAD, note=lambda _text: None):
+            if isinstance(example, Example):
+                asked, said = (m.content for m in example.messages)
+                texts.append(f"<|user|>\n{asked}</s>\n<|assistant|>\n{said}</s>\n")
+                yield conversation_row(Conversation(example.where, example.messages))
+
+    write_jsonl(work / "train.jsonl", rows())
+    _encode(work, shards.Conversations(tokenizer, 10**6))
+    return texts
+
+
+def _encode(work: Path, encoder: shards.Documents | shards.Conversations) -> None:
+    shards.encode(work / "train.jsonl", encoder, cache=work, events=Events("data"), check_stop=lambda: None)
 
 
 @contextmanager
@@ -166,25 +199,32 @@ def temporary() -> Iterator[Path]:
         yield Path(folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=2.0)
-    size = parser.parse_args().gigabytes
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    rows = beside_tokenizers()
+def in_memory(gigabytes: float) -> list[Row]:
+    """The peak memory of a data step and of encoding what it made."""
     with temporary() as folder:
         source = folder / "text.jsonl"
-        make_text(source, int(size * 1e9))
+        make_text(source, int(gigabytes * 1e9))
         first = alone(documents, str(folder), str(source))
-        print(f"documents: {first}")
+        print(f"documents: {first}", flush=True)
         source.unlink()
-        second = alone(shards, str(folder), str(folder / "out" / "train.jsonl"))
-        print(f"shards: {second}")
-    label = f"{size:g} GB of text"
-    for what, found in (("a documents step", first), ("token shards and their blocks", second)):
-        case = f"{label} through {what}: peak resident memory of all its processes"
+        second = alone(encoded, str(folder), str(folder / "out" / "train.jsonl"))
+        print(f"shards: {second}", flush=True)
+    rows = []
+    for what, found in (("a documents step", first), ("token shards, and all blocks of them", second)):
+        case = f"{gigabytes:g} GB of text through {what}: peak resident memory of all processes"
         rows.append(Row(case, round(found["peak"] / 1e9, 3), 1.5, "GB", "lower", n=1))
-    write("data", COMMAND, rows)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("memory", "tokens"))
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    asked = parser.parse_args()
+    if asked.part == "memory":
+        write("data", f"{COMMAND} memory", in_memory(asked.gigabytes))
+    else:
+        write("data", f"{COMMAND} tokens", beside_tokenizers())
 
 
 if __name__ == "__main__":

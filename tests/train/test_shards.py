@@ -55,6 +55,7 @@ def test_documents_are_encoded_as_one_by_one_and_cut_as_before(documents: Path):
 
 def test_a_tokenizer_keeps_its_settings(documents: Path):
     tokenizer = fakes.byte_tokenizer()
+    tokenizer.backend_tokenizer.encode_special_tokens = False
     made(documents, Documents(tokenizer))
     assert tokenizer.backend_tokenizer.encode_special_tokens is False
     assert tokenizer.encode("<|end|>") == [1]

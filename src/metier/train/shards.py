@@ -16,8 +16,10 @@ import itertools
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -30,7 +32,7 @@ import numpy.typing as npt
 from metier.core.events import Events
 from metier.core.fingerprint import digest, file_digest
 from metier.text.artifacts import conversation_of
-from metier.text.chat import Tokenizer, encode_conversation, encode_document
+from metier.text.chat import Encoded, Tokenizer, encode_conversations, encode_document
 from metier.train.batches import Ids, Mask, Piece
 
 CODE = 1
@@ -66,10 +68,7 @@ class Encoder(Protocol):
 
 @dataclass
 class Documents:
-    """Whole documents between begin and end tokens, every token a target. Many at once, where the tokenizer can.
-
-    Texts are encoded in a thread of the tokenizer's, while the next ones are read here.
-    """
+    """Whole documents between begin and end tokens, every token a target. Many at once, where the tokenizer can."""
 
     tokenizer: "Tokenizer | Bare"
 
@@ -90,19 +89,13 @@ class Documents:
             for row in rows:
                 yield EncodedRow(row["id"], np.asarray(encode_document(tokenizer, row["text"]), np.int32), None)
             return
-        with ThreadPoolExecutor(1) as thread:
-            before: tuple[list[dict[str, Any]], Future[list[Ids]]] | None = None
-            for batch in batches_of(rows):
-                after = batch, thread.submit(bare.documents, [row["text"] for row in batch])
-                yield from _paired(before)
-                before = after
-            yield from _paired(before)
 
+        def encoded(batch: list[dict[str, Any]]) -> list[EncodedRow]:
+            found = bare.documents([row["text"] for row in batch])
+            return [EncodedRow(row["id"], ids, None) for row, ids in zip(batch, found, strict=True)]
 
-def _paired(batch: tuple[list[dict[str, Any]], Future[list[Ids]]] | None) -> Iterator[EncodedRow]:
-    if batch is not None:
-        for row, ids in zip(batch[0], batch[1].result(), strict=True):
-            yield EncodedRow(row["id"], ids, None)
+        with bare.special_as_text():  # `</s>` inside a text is text
+            yield from _overlapped(batches_of(rows), encoded)
 
 
 @dataclass
@@ -122,11 +115,35 @@ class Conversations:
 
     def encode(self, rows: Iterable[dict[str, Any]]) -> Iterator[EncodedRow]:
         """Each conversation, cut at the length."""
-        for row in rows:
-            conversation = conversation_of(row)
-            encoded = encode_conversation(self.tokenizer, conversation, max_length=self.length)
-            targets = np.asarray(encoded.trained, np.bool_)
-            yield EncodedRow(conversation.id, np.asarray(encoded.ids, np.int32), targets, encoded.truncated)
+        bare = Bare.of(self.tokenizer)
+
+        def encoded(batch: list[dict[str, Any]]) -> list[EncodedRow]:
+            conversations = [conversation_of(row) for row in batch]
+            found = encode_conversations(
+                self.tokenizer, conversations, max_length=self.length, at_once=bare.texts if bare else None
+            )
+            return [_row(c.id, one) for c, one in zip(conversations, found, strict=True)]
+
+        yield from _overlapped(batches_of(rows), encoded)
+
+
+def _row(name: str, encoded: Encoded) -> EncodedRow:
+    targets = np.asarray(encoded.trained, np.bool_)
+    return EncodedRow(name, np.asarray(encoded.ids, np.int32), targets, encoded.truncated)
+
+
+def _overlapped(
+    batches: Iterable[list[dict[str, Any]]], encode: Callable[[list[dict[str, Any]]], list[EncodedRow]]
+) -> Iterator[EncodedRow]:
+    """Rows in order. Two batches are in work at a time: while the tokenizer has one, Python has the other."""
+    waiting: deque[Future[list[EncodedRow]]] = deque()
+    with ThreadPoolExecutor(2) as threads:
+        for batch in batches:
+            waiting.append(threads.submit(encode, batch))
+            if len(waiting) > 2:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
 
 
 @dataclass
@@ -149,17 +166,24 @@ class Bare:
         return cls(backend, () if begin is None else (int(begin),), () if end is None else (int(end),))
 
     def documents(self, texts: Sequence[str]) -> list[Ids]:
-        """As `encode_document` for each, but many at once."""
-        backend = self.backend
-        before = backend.encode_special_tokens
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True  # `</s>` inside a text is text
+        """As `encode_document` for each, but many at once; within `special_as_text`."""
+        return [np.asarray([*self.begin, *ids, *self.end], np.int32) for ids in self.texts(texts)]
+
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode` for each, without special tokens added, but many at once."""
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    @contextmanager
+    def special_as_text(self) -> Iterator[None]:
+        """Meanwhile, what looks like a special token is encoded as any text."""
+        before = self.backend.encode_special_tokens
+        self.backend.encode_special_tokens = True
         try:
-            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            yield
         finally:
-            backend.encode_special_tokens = before
-        return [np.asarray([*self.begin, *encoding.ids, *self.end], np.int32) for encoding in encodings]
+            self.backend.encode_special_tokens = before
 
 
 def fingerprint(tokenizer: Any) -> Any:
@@ -183,7 +207,7 @@ def batches_of(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
     size = 0
     for row in rows:
         batch.append(row)
-        size += len(row["text"])
+        size += len(row["text"]) if "text" in row else sum(len(m["content"]) for m in row["messages"])
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
