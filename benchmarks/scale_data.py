@@ -4,8 +4,8 @@ tokenizer.
     python -m benchmarks.scale_data memory [--gigabytes 2]
     python -m benchmarks.scale_data tokens
 
-The large text is MedQuAD's answers over and over, each time with a sixth of its words drawn anew, so that no document repeats
-another. It needs about five times its size on disk while it runs, and nothing afterwards.
+The large text is MedQuAD's answers over and over, each time with a sixth of its words drawn anew, so that no document
+repeats another. It needs about five times its size on disk while it runs, and nothing afterwards.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 MEDQUAD = SHARED / "data" / "medquad" / "medquad_answered.jsonl"
 TOKENIZERS = ("tinyllama", "gpt2", "llama3")
 COMMAND = "python -m benchmarks.scale_data"
-ROUNDS = 5
+ROUNDS = 3
 
 
 class Peak:
