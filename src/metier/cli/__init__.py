@@ -16,6 +16,7 @@ from metier.core.errors import MetierError
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # waiting OpenMP threads that spin make two busy cores several times slower
     "GOMP_SPINCOUNT": "40000",  # but about 0.1 ms of it, so that small products need no wake-up: a quarter faster
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",  # of 1,024: each kernel for a row's shape holds memory, 2 GB in all
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
