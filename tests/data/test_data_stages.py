@@ -501,3 +501,12 @@ def test_worker_processes_write_the_same_bytes(bench: Bench, monkeypatch: pytest
     for path in here.iterdir():
         assert path.read_bytes() == (there / path.name).read_bytes()
     assert about(there)["privacy"]["rows"] == 61
+
+
+def test_an_id_list_is_one_file(bench: Bench):
+    bench.write("a.jsonl", *asked(1, 2))
+    for name in ("ids-1.txt", "ids-2.txt"):
+        (bench.folder / name).write_text("7\n", encoding="utf-8")
+    stage = Examples.model_validate({"sources": [{"path": "a.jsonl"}], "split": {"ids": {"test": "ids-*.txt"}}})
+    with pytest.raises(DataError, match=r"split.ids.test: a list of ids is one file, and 'ids-\*.txt' names 2"):
+        stage.check(bench.sources(stage))

@@ -117,7 +117,7 @@ def pinned(tmp_path: Path, **lists: object) -> dict[str, str]:
     files = {
         name: write(tmp_path, f"{name}.txt" if isinstance(c, str) else f"{name}.json", c) for name, c in lists.items()
     }
-    return pins(Split(ids={name: name for name in lists}), files.__getitem__)
+    return pins(Split(ids={name: name for name in lists}), lambda name: (files[name],))
 
 
 def test_id_lists(tmp_path: Path):
@@ -162,15 +162,15 @@ def test_pinned_ids_that_no_source_has_are_named(tmp_path: Path):
 def test_bad_lists_are_named(tmp_path: Path, name: str, content: str, said: str):
     path = write(tmp_path, name, content)
     with pytest.raises(DataError, match=said):
-        pins(Split(ids={"test": name}), lambda _: path)
+        pins(Split(ids={"test": name}), lambda _: (path,))
 
 
 def test_unreadable_lists_are_named(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(b"7\n\xff\n")
     with pytest.raises(DataError, match="cannot be read"):
-        pins(Split(ids={"test": "a.txt"}), lambda name: tmp_path / name)
+        pins(Split(ids={"test": "a.txt"}), lambda name: (tmp_path / name,))
     with pytest.raises(DataError, match="cannot be read"):
-        pins(Split(ids={"test": "b.txt"}), lambda name: tmp_path / name)
+        pins(Split(ids={"test": "b.txt"}), lambda name: (tmp_path / name,))
 
 
 def test_one_id_in_two_lists(tmp_path: Path):
@@ -218,7 +218,7 @@ def test_settings_that_fit():
 def test_pubmedqas_official_test_is_pinned(shared: Path):
     questions = json.loads((shared / "data/pubmedqa/ori_pqal.json").read_text(encoding="utf-8"))
     path = shared / "data/pubmedqa/test_ground_truth.json"
-    found = pins(Split(ids={"test": "pmids"}), lambda _: path)
+    found = pins(Split(ids={"test": "pmids"}), lambda _: (path,))
     assert len(found) == 500
     placer = Placer({"test": 0.0}, 0, "train", pinned=found)
     homes = Counter(placer.home(pmid, pmid, f"ori_pqal.json:{pmid}") for pmid in questions)

@@ -250,11 +250,12 @@ class Placer:
             )
 
 
-def pins(split: Split, files: Callable[[str], Path]) -> dict[str, str]:
-    """Split by id, from the files of `split.ids`. files: the file behind a pattern. Raises DataError."""
+def pins(split: Split, files: Callable[[str], Sequence[Path]]) -> dict[str, str]:
+    """Split by id, from the files of `split.ids`. files: those behind a pattern, of which there has to be one. Raises
+    DataError."""
     found: dict[str, str] = {}
     for name, pattern in split.ids.items():
-        path = files(pattern)
+        path = _one_list(name, pattern, files(pattern))
         for line, one in _ids(path):
             if one in found:
                 raise DataError(
@@ -267,12 +268,24 @@ def pins(split: Split, files: Callable[[str], Path]) -> dict[str, str]:
     return found
 
 
+def _one_list(name: str, pattern: str, paths: Sequence[Path]) -> Path:
+    if len(paths) == 1:
+        return paths[0]
+    shown = ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+    raise DataError(
+        f"a list of ids is one file, and {pattern!r} names {len(paths)}" + (f" ({shown})" if paths else ""),
+        where=f"split.ids.{name}",
+        cure="name one of them, or put all ids into one file",
+    )
+
+
 def _ids(path: Path) -> list[tuple[int, str]]:
     """The ids of a list with their lines; of a JSON file the line is their number."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the list of ids cannot be read: {error}", where=str(path)) from error
+        cure = "a list is a UTF-8 text with one id a line, or JSON"
+        raise DataError(f"the list of ids cannot be read: {error}", where=str(path), cure=cure) from error
     if path.suffix.lower() == ".json":
         found = list(enumerate(_from_json(path, text), 1))
     else:

@@ -106,7 +106,7 @@ class Gathered(Stage):
         treatment = Treatment(self.clean, self.privacy, private)
         faults = Faults(KEEP_GOING.get())
         fractions = self._fractions()
-        pinned = pins(self.split, lambda pattern: sources[pattern].path)
+        pinned = pins(self.split, lambda pattern: sources[pattern].paths)
         placer = Placer(fractions, self.seed, "train", self.split, pinned)
         reading = Reading(sources, treatment, faults, telling.note, by_row="row" in self.split.by)
         parts = self._parts(reading)
