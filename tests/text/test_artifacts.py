@@ -26,6 +26,21 @@ def test_round_trips(tmp_path: Path) -> None:
     assert (tmp_path / "answers" / "a--b.jsonl").exists()
 
 
+def test_what_else_a_row_told_is_kept_and_stands_only_where_there_is_any(tmp_path: Path) -> None:
+    meta = {"choices": "yes|no", "label": "no"}
+    asked = Conversation("c", TALK.messages, "sea", meta)
+    artifacts.write_jsonl(tmp_path / "test.jsonl", [artifacts.conversation_row(asked)])
+    assert artifacts.read_conversations(tmp_path, "test") == [asked]
+    (question,) = artifacts.read_questions(tmp_path, "test")
+    assert question.meta == meta
+    artifacts.write_jsonl(tmp_path / "questions.jsonl", [artifacts.question_row(question)])
+    assert artifacts.read_asked(tmp_path) == [question]
+    assert "meta" not in artifacts.conversation_row(TALK)
+    assert "meta" not in artifacts.question_row(Question("q", (), "a"))
+    assert asked != TALK
+    assert len({asked, TALK}) == 2
+
+
 def test_write_is_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         artifacts.write_jsonl(tmp_path / "a.jsonl", [{"x": 1.0}, {"x": float("nan")}])

@@ -101,7 +101,7 @@ def read_answers(folder: Path, contender: str) -> list[Answer]:
 def question_from(conversation: Conversation) -> Question:
     """The question that a conversation ends in: its last message becomes the reference."""
     *prompt, last = conversation.messages
-    return Question(conversation.id, tuple(prompt), last.content, conversation.group)
+    return Question(conversation.id, tuple(prompt), last.content, conversation.group, conversation.meta)
 
 
 def document_row(document: Document) -> Row:
@@ -115,6 +115,7 @@ def conversation_row(conversation: Conversation) -> Row:
         "id": conversation.id,
         "messages": message_rows(conversation.messages),
         "group": conversation.group,
+        **_meta_field(conversation.meta),
     }
 
 
@@ -125,6 +126,7 @@ def question_row(question: Question) -> Row:
         "group": question.group,
         "messages": message_rows(question.messages),
         "reference": question.reference,
+        **_meta_field(question.meta),
     }
 
 
@@ -145,12 +147,12 @@ def document_of(row: Row) -> Document:
 
 def conversation_of(row: Row) -> Conversation:
     """The conversation of a file's row."""
-    return Conversation(row["id"], _messages(row), row["group"])
+    return Conversation(row["id"], _messages(row), row["group"], _meta(row))
 
 
 def question_of(row: Row) -> Question:
     """The question of a file's row."""
-    return Question(row["id"], _messages(row), row["reference"], row["group"])
+    return Question(row["id"], _messages(row), row["reference"], row["group"], _meta(row))
 
 
 def answer_of(row: Row) -> Answer:
@@ -162,10 +164,19 @@ def _messages(row: Row) -> tuple[Message, ...]:
     return tuple(Message(message["role"], message["content"]) for message in row["messages"])
 
 
+def _meta(row: Row) -> dict[str, str]:
+    return {str(name): str(value) for name, value in (row.get("meta") or {}).items()}
+
+
+def _meta_field(meta: Mapping[str, str]) -> Row:
+    """Stands in a row only where there is something to tell, so that artifacts without it keep their bytes."""
+    return {"meta": dict(meta)} if meta else {}
+
+
 def _make(path: Path, make: Any, row: Row) -> Any:
     try:
         return make(row)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, f"a row lacks {error}") from error
 
 

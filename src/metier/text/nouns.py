@@ -3,7 +3,8 @@
 Plain frozen values. Nothing here is checked again: the readers of `data` refuse bad input before one is made.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -28,21 +29,26 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages of which the last is the assistant's. group: a name that scores are broken down by, or ""."""
+    """Messages of which the last is the assistant's. group: a name that scores are broken down by, or "".
+
+    meta: what else its row told, such as the `choices` ("yes|no|maybe") and the `label` of a question with choices.
+    """
 
     id: str
     messages: tuple[Message, ...]
     group: str = ""
+    meta: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked (messages up to a user's turn) and what it should say. group: as in Conversation."""
+    """What a model is asked (messages up to a user's turn) and what it should say. group, meta: as in Conversation."""
 
     id: str
     messages: tuple[Message, ...]
     reference: str
     group: str = ""
+    meta: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
