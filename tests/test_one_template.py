@@ -19,7 +19,7 @@ from metier.models.save import save_model
 from metier.text.artifacts import conversation_row, message_rows, write_json, write_jsonl
 from metier.text.chat import encode_conversation, encode_prompt
 from metier.text.nouns import Conversation, Message
-from metier.text.prompts import TEMPLATES, use_template
+from metier.text.prompts import INPUT_MARK, TEMPLATES, use_template
 from metier.train.stage import Tune
 
 CONTEXT = 640
@@ -34,6 +34,16 @@ TALK = Conversation(
         Message("assistant", "It hides: the ray hunts."),
     ),
 )
+WITH_INPUT = Conversation(
+    "i",
+    (
+        Message("user", f"Where does it dig?{INPUT_MARK}The crab, in the sand."),
+        Message("assistant", "In the sand."),
+        Message("user", f"And then?{INPUT_MARK}It waits."),
+        Message("assistant", "It waits."),
+    ),
+)
+"""As rows of Alpaca with an `input` become it: the template has another opening for these."""
 FILE = (
     "{% for m in messages %}{{ '\\n' if not loop.first }}{{ m.role | upper }}: {{ m.content }}"
     "{{ eos_token if m.role == 'assistant' }}{% endfor %}{{ '\\nASSISTANT:' if add_generation_prompt }}"
@@ -44,15 +54,16 @@ CHOICES = ["auto", "model", *TEMPLATES, "file"]
 class House:
     """One model taught with one template: tuned, merged, asked, talked with."""
 
-    def __init__(self, root: Path, choice: str) -> None:
+    def __init__(self, root: Path, choice: str, talk: Conversation = TALK) -> None:
         self.root = root
+        self.talk = talk
         base = root / "base"
         tokenizer = fakes.byte_tokenizer()
         save_model(fakes.tiny_llama(max_position_embeddings=CONTEXT), tokenizer, base)
         data = root / "data"
         data.mkdir()
         for split in ("train", "dev", "test"):
-            write_jsonl(data / f"{split}.jsonl", [conversation_row(TALK)])
+            write_jsonl(data / f"{split}.jsonl", [conversation_row(talk)])
         write_jsonl(data / "replay.jsonl", [])
         write_json(data / "about.json", {"replay_ratio": 0.0, "counts": {"train": 1, "dev": 1, "test": 1}})
         (root / "mine.jinja").write_text(FILE)
@@ -100,28 +111,33 @@ class House:
         from transformers import AutoTokenizer
 
         stock = AutoTokenizer.from_pretrained(self.merged)
-        rows = message_rows(TALK.messages[:-1])
+        rows = message_rows(self.talk.messages[:-1])
         return list(stock.apply_chat_template(rows, add_generation_prompt=True, tokenize=True)["input_ids"])
 
     def talked(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """What `metier chat` gives the model at the second question, after the first answer came with a space."""
         seen: list[list[int]] = []
-        answers = iter([" It digs.\nThen it waits.", " No."])
+        system = next((m.content for m in self.talk.messages if m.role == "system"), None)
+        questions = [m.content for m in self.talk.messages if m.role == "user"]
+        said = next(m.content for m in self.talk.messages if m.role == "assistant")
+        answers = iter([f" {said}", " No."])
 
         def stream(_loaded: Any, prompt: list[int], **_options: Any) -> Iterator[str]:
             seen.append(prompt)
             yield next(answers)
 
         monkeypatch.setattr("metier.engine.local.stream", stream)
-        talk = Talk(load(self.merged), Settings(SYSTEM.content, 0.0, 64))
-        for question in (TALK.messages[1], TALK.messages[3]):
-            list(talk.answer(question.content))
+        talk = Talk(load(self.merged), Settings(system, 0.0, 64))
+        for question in questions:
+            list(talk.answer(question))
         return seen[-1]
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_ids_agree_from_training_to_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str):
-    house = House(tmp_path, choice)
+@pytest.mark.parametrize(("choice", "talk"), [*((choice, TALK) for choice in CHOICES), ("alpaca", WITH_INPUT)])
+def test_ids_agree_from_training_to_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str, talk: Conversation
+):
+    house = House(tmp_path, choice, talk)
     trained = house.trained()
     asked = house.asked(monkeypatch)
     assert trained[: len(asked)] == asked, "training and evaluation"
@@ -140,9 +156,10 @@ def test_real_tokenizers_agree_with_stock_rendering(shared: Path, name: str, cho
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name, local_files_only=True)
     use_template(tokenizer, "auto" if choice == "file" else choice, FILE if choice == "file" else None)
-    plain = [Message(m.role, m.content.replace("</s> ", "")) for m in TALK.messages]
+    talk = WITH_INPUT if choice == "alpaca" else TALK
+    plain = [Message(m.role, m.content.replace("</s> ", "")) for m in talk.messages]
     whole = encode_conversation(tokenizer, Conversation("t", tuple(plain)), max_length=9999)
-    for asked in (2, 4):
+    for asked in (i for i, m in enumerate(plain) if m.role == "assistant"):
         prompt = encode_prompt(tokenizer, plain[:asked])
         rows = message_rows(plain[:asked])
         stock = tokenizer.apply_chat_template(rows, add_generation_prompt=True, tokenize=True)["input_ids"]

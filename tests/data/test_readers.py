@@ -58,7 +58,8 @@ FORMS: list[tuple[dict[str, Any], tuple[Message, ...]]] = [
     ({"input": "Q?", "output": "A."}, ASKED),
     ({"instruction": "Q?", "output": "A."}, ASKED),
     ({"instruction": "Q?", "input": "", "output": "A."}, ASKED),
-    ({"instruction": "Q?", "input": "x", "output": "A."}, (Message("user", "Q?\n\nx"), ASKED[1])),
+    ({"instruction": "Q?", "input": "<noinput>", "output": "A."}, ASKED),
+    ({"instruction": "Q?", "input": "x", "output": "A."}, (Message("user", "Q?\n\n### Input:\nx"), ASKED[1])),
     ({"question": "Q?", "answer": "A.", "system": "S"}, (Message("system", "S"), *ASKED)),
     ({"messages": [{"role": m.role, "content": m.content} for m in ASKED]}, ASKED),
     (

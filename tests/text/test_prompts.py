@@ -7,6 +7,7 @@ import pytest
 
 from fakes import TEMPLATE, byte_tokenizer
 from metier.core.errors import DataError
+from metier.data.shapes import find_shape, messages_of
 from metier.text.chat import encode_conversation, encode_prompt
 from metier.text.nouns import Conversation, Message
 from metier.text.prompts import LARGEST_FILE, TEMPLATES, read_template, template_text, use_template
@@ -59,6 +60,18 @@ def test_alpaca_opens_with_its_own_words_and_the_scenario_with_its_wish(tokenize
     head, _, rest = render(tokenizer, TOLD).partition("\n\n")
     assert head.startswith("<|begin|>Instruction:\nRead the patient scenario below")
     assert rest == "Patient Scenario:\nWhy?\n\nAnswer:\nSo.<|end|>\n\nPatient Scenario:\nSure?\n\nAnswer:\n"
+
+
+def test_alpaca_writes_an_input_in_a_block_of_its_own(tokenizer: Any):
+    use_template(tokenizer, "alpaca")
+    row = {"instruction": "Sum up.", "input": "It rained. It stopped.", "output": "Rain."}
+    messages = messages_of(row, find_shape(row))
+    assert not isinstance(messages, str)
+    assert render(tokenizer, [{"role": "user", "content": messages[0].content}]) == (
+        "<|begin|>Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nSum up.\n\n### Input:\nIt rained. It stopped.\n\n### Response:\n"
+    )
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

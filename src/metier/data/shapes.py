@@ -17,6 +17,7 @@ from metier.core.errors import nearest
 from metier.data.files import Problem
 from metier.data.formats import pubmedqa
 from metier.text.nouns import Message, Role
+from metier.text.prompts import INPUT_MARK
 
 Row = Mapping[str, Any]
 
@@ -40,6 +41,8 @@ SHAPES = (
     Shape("question/answer", ("question", "answer"), ("context",)),
 )
 EXTRAS = ("id", "group", "system")
+NO_INPUT = "<noinput>"
+"""How Alpaca's makers, and some who copied them, write that there is no input."""
 NAMES = tuple(dict.fromkeys(name for shape in SHAPES for name in (*shape.needed, *shape.optional)))
 
 
@@ -134,8 +137,8 @@ def messages_of(row: Row, shape: Shape) -> tuple[Message, ...] | str:
         if not texts[name]:
             return f"blank {name}"
     question, answer = texts[shape.needed[0]], texts[shape.needed[-1]]
-    if "input" in shape.optional and texts.get("input"):
-        question = f"{question}\n\n{texts['input']}"
+    if "input" in shape.optional and texts.get("input", NO_INPUT).lower() not in ("", NO_INPUT):
+        question = f"{question}{INPUT_MARK}{texts['input']}"
     if texts.get("context"):
         question = f"{texts['context']}\n\n{question}"  # the question last: what a model should hold on to
     asked = (Message("user", question), Message("assistant", answer))

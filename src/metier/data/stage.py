@@ -248,7 +248,7 @@ class Examples(Gathered):
 
     kind: Literal["examples"] = "examples"
     produces: ClassVar[str] = "examples"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     measured: ClassVar[tuple[str, ...]] = ("test", "dev")
     known: ClassVar[tuple[By, ...]] = OF_EXAMPLES
 

@@ -28,6 +28,9 @@ PromptName = Literal["auto", "model", "plain", "zephyr", "alpaca", "patient-scen
 TEMPLATES = ("plain", "zephyr", "alpaca", "patient-scenario")
 """Ours. `auto` and `model` mean the model's own."""
 FALLBACK = "plain"
+INPUT_MARK = "\n\n### Input:\n"
+"""What parts an instruction from its input inside a user's message. It is plain text, so that whoever serves the model
+can write it too; by it the template `alpaca` tells which of its two openings is right."""
 LARGEST_FILE = 64_000
 LARGEST_TEXT = 1_000_000
 """Characters that a template may make of a conversation of five short messages."""
