@@ -139,8 +139,9 @@ class Proof:
 
 @dataclass
 class _Tally:
-    """The claims while rows go by."""
+    """The claims while rows go by. stops: the tokens that end a generated turn."""
 
+    stops: frozenset[int] = frozenset()
     failing: dict[str, list[str]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
@@ -170,6 +171,8 @@ def prove(recipe: Recipe, steps: Mapping[str, Planned], name: str, folder: Path,
 
     Raises InputError where the tokenizer or the template cannot be used.
     """
+    from metier.text.chat import stop_ids
+
     stage = steps[name].stage
     assert isinstance(stage, Training), name
     tokenizer, model = tokenizer_for(recipe, steps, stage.model, steps[name].sources)
@@ -181,7 +184,7 @@ def prove(recipe: Recipe, steps: Mapping[str, Planned], name: str, folder: Path,
     rows, chosen = spread_rows(folder / "train.jsonl", MOST)
     if not rows:
         return None
-    tally = _Tally()
+    tally = _Tally(stop_ids(tokenizer) if isinstance(stage, Tune) else frozenset())
     wanted = {index * len(chosen) // shown for index in range(shown)} if shown else set()
     examples = []
     for number, row in enumerate(chosen):
@@ -314,14 +317,13 @@ def _look_at_document(
 def _look_at_conversation(
     tokenizer: "PreTrainedTokenizerFast", conversation: Conversation, length: int, tally: _Tally
 ) -> tuple[list[int], list[bool]]:
-    from metier.text.chat import encode_conversation, encode_prompt, stop_ids
+    from metier.text.chat import encode_conversation, encode_prompt
 
     whole = encode_conversation(tokenizer, conversation, max_length=UNCUT)
     _look_at_begin(tokenizer, whole.ids, conversation.id, tally)
     answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
     ends = [end for _, end in _stretches(whole.trained)]
-    stops = stop_ids(tokenizer)
-    ended = len(ends) == len(answers) and all(whole.ids[end - 1] in stops for end in ends)
+    ended = len(ends) == len(answers) and all(whole.ids[end - 1] in tally.stops for end in ends)
     tally.says(END, ended, conversation.id)
     starts = [start for start, _ in _stretches(whole.trained)]
     same = len(starts) == len(answers)
