@@ -1,5 +1,7 @@
 """The published folder and its page: sections, escaping, self-containment, degrading, determinism."""
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -10,11 +12,14 @@ import pytest
 
 from metier.core.errors import StoreError
 from metier.report import publish
-from metier.report.collect import collect
-from metier.report.leaderboard import final_model, rank
+from metier.report.collect import Contender, collect
+from metier.report.leaderboard import Board, Place, cliques, final_model, rank
 from metier.report.samples import choose, mark
 
-SECTIONS = ["headline", "done", "better", "forgotten", "training", "answers", "speed", "data", "lineage", "limits"]
+SECTIONS = [
+    "headline", "leaderboard", "better", "forgotten", "answers", "done", "training", "speed", "data", "lineage",
+    "limits",
+]  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -96,7 +101,7 @@ def test_sections_show_what_they_are_for(page):
     assert "lowest 0.718 at step 600" in page.words("training")
     assert "drawn at random" in page.words("answers")
     assert "✓ right" in page.words("answers")
-    assert "41 ms" in page.words("speed")
+    assert "41 ms" in page.words("leaderboard")
     assert "1.21 GiB" in page.words("speed")
     assert "4: shorter than min_chars (4)" in page.words("data")
     assert "3 rows are truncated (×2)" in page.words("data")
@@ -107,10 +112,15 @@ def test_sections_show_what_they_are_for(page):
 
 def test_it_asks_the_network_for_nothing(page):
     policy = next(a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv"))
-    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
-    assert "script-src" not in policy
+    directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert directives["default-src"] == "'none'"
+    assert "unsafe" not in policy
+    for tag, rule in (("style", "style-src"), ("script", "script-src")):
+        (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", page.source, re.DOTALL)
+        assert directives[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
     for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "iframe", "object", "embed", "img", "base", "form", "image", "use")
+        assert "style" not in attributes, tag
+        assert tag not in ("link", "iframe", "object", "embed", "img", "base", "form", "image", "use")
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
             assert name not in ("src", "srcset", "action", "background", "xlink:href")
@@ -147,7 +157,7 @@ def test_hostile_names_and_settings_stay_strings_too(tmp_path):
         inputs={evil: "model"},
     )
     shown = Page(publish(run.result, evil, tmp_path / "out", description=evil))
-    assert "script" not in {tag for tag, _ in shown.tags}
+    assert [tag for tag, _ in shown.tags].count("script") == 1  # the page's own
     assert "\u202e" not in shown.source
 
 
@@ -238,7 +248,10 @@ def test_ties_are_said(tmp_path):
     assert {n: p.rank for n, p in places.items()} == {"d": 1, "b": 2, "c": 2, "a": 4}
     assert places["b"].tied_with == ("a", "c")
     assert places["d"].tied_with == ()
-    assert "tied:" in Page(publish(run.result, "t", tmp_path / "out")).words("headline").lower()
+    shown = Page(publish(run.result, "t", tmp_path / "out"))
+    assert "tied:" in shown.words("leaderboard").lower()
+    assert "all tied with one another: b, c, a." in shown.words("leaderboard")
+    assert sum(a.get("class") == "lane" for _, a in shown.tags) == 3
 
 
 def test_lower_is_better_ranks_the_other_way(result, tmp_path):
@@ -319,3 +332,83 @@ def test_folders_and_hub_ids_are_shown_by_their_last_part(tmp_path):
     assert [collected.label(n) for n in names] == [*names[:2], "other"]
     board = json.loads((publish(run.result, "t", tmp_path / "out").parent / "leaderboards_full.json").read_text())
     assert {c["name"] for c in board["contenders"]} == set(names)
+
+
+# --- gain and damage --------------------------------------------------------------------------------------------------
+
+
+def test_ten_seconds_say_better_or_not_at_what_cost_and_how_sure(page):
+    words = page.words("headline")
+    assert re.search(r"Is it better\? ▲ better token F1 0\.\d\d → 0\.\d\d \(Test questions, all, n = 300\)", words)
+    assert "At what cost? ▼ worse General text (general): bits per byte 0.810 → 0.845 (+4 %)" in words
+    assert re.search(r"How sure\? Difference \+0\.\d\d, interval \[.*, p < 0.001 corrected", words)
+    assert words.index("Gain in its trade") < words.index("corpus-only") < words.index("Cost in everything else")
+    assert "Refusals" not in words
+
+
+def with_scores(tmp_path, rows, **more):
+    run = fakes.FakeRun(tmp_path)
+    fakes.add_data(run)
+    fakes.add_models(run)
+    scores = {"baseline": "seedling", "confidence": 0.95, "rows": rows, **more}
+    run.add("scores", {"kind": "score", "answers": "x"}, "scores", files={"scores.json": scores, "items.jsonl": []})
+    return run
+
+
+def two(metric, group, base, specialist, *, higher=True):
+    means = (base, base, base, specialist)
+    pairs = (("seedling", base), ("specialist", specialist))
+    return [fakes.score_row(n, metric, group, 80, m, means, higher=higher) for n, m in pairs]
+
+
+def test_refusals_appear_only_where_they_were_measured(tmp_path):
+    rows = [
+        *two("token_f1", "all", 0.2, 0.6),
+        *two("refused", "unsafe", 0.9, 0.5),
+        *two("token_f1", "benign", 0.4, 0.4),
+    ]
+    words = Page(publish(with_scores(tmp_path, rows).result, "t", tmp_path / "out")).words("headline")
+    refusals = words[words.index("Refusals of what is unsafe") :]
+    assert "unsafe refused, higher is better" in refusals
+    assert "benign token F1" in refusals
+    assert "At what cost? ▼ worse unsafe: refused 0.900 → 0.500" in words
+
+
+def test_what_was_not_measured_is_said(tmp_path):
+    words = Page(publish(with_scores(tmp_path, two("token_f1", "all", 0.2, 0.6)).result, "t", tmp_path / "o")).words(
+        "headline"
+    )
+    assert "At what cost? ◆ not measured" in words
+
+
+def test_points_of_reference_stand_apart_and_take_no_rank(tmp_path):
+    rows = two("token_f1", "all", 0.2, 0.6)
+    rows += [
+        fakes.score_row(n, "token_f1", "all", 80, m, (0.2,) * 4, higher=True)
+        for n, m in (("nearest", 0.9), ("one human", 0.95))
+    ]
+    kinds = {"seedling": "model", "specialist": "model", "nearest": "trivial", "one human": "human"}
+    run = with_scores(tmp_path, rows, contenders=kinds)
+    board = rank(collect(run.result, "t"))
+    assert [(p.contender.name, p.rank, p.role) for p in board.places] == [
+        ("specialist", 1, "specialist"), ("seedling", 2, "base"),
+        ("one human", None, "reference"), ("nearest", None, "reference"),
+    ]  # fmt: skip
+    words = Page(publish(run.result, "t", tmp_path / "out")).words("leaderboard")
+    assert words.index("seedling") < words.index("Points of reference") < words.index("one human")
+    table = json.loads((tmp_path / "out" / "leaderboards_full.json").read_text())
+    assert [c["kind"] for c in table["contenders"]] == ["model", "model", "human", "trivial"]
+
+
+def test_ties_are_the_largest_sets_that_are_tied_with_one_another():
+    def place(name, *tied):
+        return Place(Contender(name, name, None, {}), "stage", 1, None, tied)
+
+    board = Board(
+        None,
+        None,
+        "all",
+        True,
+        (place("a", "b"), place("b", "a", "c"), place("c", "b", "d"), place("d", "c"), place("e")),
+    )
+    assert cliques(board) == [["a", "b"], ["b", "c"], ["c", "d"]]

@@ -15,7 +15,10 @@ from typing import Any
 from metier.core.errors import StoreError
 from metier.core.fingerprint import Json
 from metier.core.store import Artifact
+from metier.report.wording import cut
 
+LONGEST_NAME = 80
+"""Characters shown of a name."""
 TEXT_METRICS = ("bits_per_byte", "perplexity")
 """Metrics of a model on running text; all others are metrics of its answers."""
 
@@ -117,7 +120,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """One score or perplexity step. items: (contender, question id) -> metric -> value, for score steps alone."""
+    """One score or perplexity step. items: (contender, question id) -> metric -> value, for score steps alone.
+
+    kinds: contender -> model, endpoint, trivial or human. confusion: rows {contender, labels, matrix}; reliability:
+    {contender, bins, ece}; coverage: {contender, points}. contamination: the summary of what training had seen.
+    """
 
     step: str
     baseline: str
@@ -125,6 +132,11 @@ class Scores:
     rows: tuple[Score, ...]
     answers: str | None
     items: Mapping[tuple[str, str], Row] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    confusion: tuple[Row, ...] = ()
+    reliability: tuple[Row, ...] = ()
+    coverage: tuple[Row, ...] = ()
+    contamination: Row = field(default_factory=dict)
 
     @property
     def of_text(self) -> bool:
@@ -148,22 +160,35 @@ class Scores:
 
 @dataclass(frozen=True)
 class Contender:
-    """A model that was asked. measured: seconds, tokens_per_second, peak_rss_bytes, p50_seconds, p95_seconds."""
+    """Who was asked. kind: model, endpoint, trivial or human; the last two are points of reference, not models.
+
+    measured: seconds, tokens_per_second, peak_rss_bytes, p50_seconds, p95_seconds, first_token_p50_seconds ...
+    """
 
     name: str
     model: str
     parameters: int | None
     measured: Row
+    kind: str = "model"
+
+    @property
+    def is_reference(self) -> bool:
+        """It stands for what no model is needed for (a constant, a look-up), or for a person."""
+        return self.kind in ("trivial", "human")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One answer step. texts: contender -> question id -> {"text", "tokens", "stopped"}."""
+    """One answer step. texts: contender -> question id -> {"text", "tokens", "stopped"}.
+
+    exposure: what was found of the questions in training data (`contamination.json`); empty where nobody looked.
+    """
 
     step: str
     contenders: tuple[Contender, ...]
     questions: tuple[Row, ...]
     texts: Mapping[str, Mapping[str, Row]]
+    exposure: Row = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,7 +213,8 @@ class Run:
                 found.setdefault(contender.name, contender)
         for scores in self.scores:
             for row in scores.rows:
-                found.setdefault(row.contender, Contender(row.contender, row.contender, None, {}))
+                kind = scores.kinds.get(row.contender, "model")
+                found.setdefault(row.contender, Contender(row.contender, row.contender, None, {}, kind))
         return tuple(found.values())
 
     def label(self, name: str) -> str:
@@ -196,7 +222,7 @@ class Run:
         short = name.rstrip("/").rsplit("/", 1)[-1]
         others = {c.name for c in self.contenders()} | {s.name for s in self.steps}
         clash = any(other != name and other.rstrip("/").rsplit("/", 1)[-1] == short for other in others)
-        return short if short and not clash else name
+        return cut(short if short and not clash else name, LONGEST_NAME)
 
     def ancestors(self, name: str) -> set[str]:
         """Every step and outside model that `name` was made from, itself included."""
@@ -278,11 +304,18 @@ def _data(artifact: Artifact) -> Data:
 def _answers(step: Step) -> Answers:
     files, measured = step.artifact.files, _object(step.artifact.measured / "contenders.json")
     contenders = tuple(
-        Contender(str(c["name"]), str(c["model"]), c.get("parameters"), measured.get(str(c["name"])) or {})
+        Contender(
+            str(c["name"]),
+            str(c.get("model", c["name"])),
+            c.get("parameters"),
+            measured.get(str(c["name"])) or {},
+            str(c.get("kind", "model")),
+        )
         for c in _json(files / "contenders.json")
     )
     texts = {c.name: {str(r["id"]): r for r in _rows(_answer_file(files, c.name))} for c in contenders}
-    return Answers(step.name, contenders, tuple(_rows(files / "questions.jsonl")), texts)
+    exposure = _object(files / "contamination.json")
+    return Answers(step.name, contenders, tuple(_rows(files / "questions.jsonl")), texts, exposure)
 
 
 def _answer_file(files: Path, contender: str) -> Path:
@@ -297,7 +330,17 @@ def _scores(step: Step) -> Scores:
     if of_answers is not None:
         items = {(str(r["contender"]), str(r["id"])): r for r in _rows(step.artifact.files / "items.jsonl")}
     return Scores(
-        step.name, str(scores.get("baseline", "")), float(scores.get("confidence", 0.95)), rows, of_answers, items
+        step.name,
+        str(scores.get("baseline", "")),
+        float(scores.get("confidence", 0.95)),
+        rows,
+        of_answers,
+        items,
+        kinds={str(name): str(kind) for name, kind in (scores.get("contenders") or {}).items()},
+        confusion=tuple(scores.get("confusion") or ()),
+        reliability=tuple(scores.get("reliability") or ()),
+        coverage=tuple(scores.get("coverage") or ()),
+        contamination=scores.get("contamination") or {},
     )
 
 

@@ -2,10 +2,12 @@
 
 Roles: the *base* is what the scores compare with; the *specialist* is the model that the run hands over; the
 *comparison* is a contender that went another way (not on the specialist's path), if there is one; what lies on the
-path is a *stage*. Order: by the mean of the ranking metric (the first that the score step lists, over all questions).
+path is a *stage*; what is no model (a constant answer, a look-up, a person) is a *reference* and takes no rank. Order:
+by the mean of the ranking metric (the first that the score step lists, over all questions), models first.
 Two contenders are called tied where their intervals overlap and no paired test of theirs says otherwise.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -15,12 +17,15 @@ from metier.report.collect import Contender, Run, Score, Scores, Step
 FORMAT = 1
 TIE_RULE = "tied: the intervals of the ranking metric overlap and no paired test between the two found a difference"
 
-Role = Literal["base", "stage", "comparison", "specialist"]
+Role = Literal["base", "stage", "comparison", "specialist", "reference"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """A contender's place. rank is None where the ranking metric was not measured; equal means share a rank."""
+    """A contender's place. rank is None for a reference, and where the ranking metric was not measured.
+
+    Equal means share a rank.
+    """
 
     contender: Contender
     role: Role
@@ -76,16 +81,23 @@ def rank(run: Run) -> Board:
     group = scores.groups()[0] if scores else "all"  # likelihood has no group of all: its first documents rank
     rows = {c.name: scores.row(c.name, metric, group) if scores and metric else None for c in contenders}
     higher = next((r.higher_is_better for r in rows.values() if r), None)
-    measured = [row for row in rows.values() if row]
+    apart = {c.name for c in contenders if c.is_reference}
+    measured = [row for row in rows.values() if row and row.contender not in apart]
     places = []
     for contender in contenders:
         mine = rows[contender.name]
+        if contender.is_reference:
+            places.append(Place(contender, "reference", None, mine, ()))
+            continue
         ahead = sum(
             1 for row in measured if mine and row.mean != mine.mean and (row.mean > mine.mean) == (higher is not False)
         )
         tied = tuple(row.contender for row in measured if mine and row is not mine and _tied(mine, row))
         places.append(Place(contender, roles[contender.name], ahead + 1 if mine else None, mine, tied))
-    places.sort(key=lambda p: p.rank or len(places) + 1)
+    sign = 1 if higher is False else -1
+    places.sort(
+        key=lambda p: (p.role == "reference", p.rank or len(places) + 1, sign * p.score.mean if p.score else math.inf)
+    )
     return Board(scores, metric, group, higher, tuple(places))
 
 
@@ -108,7 +120,7 @@ def _roles(run: Run, contenders: tuple[Contender, ...], scores: Scores | None) -
     names = [c.name for c in contenders]
     base = scores.baseline if scores else None
     final = final_model(run)
-    others = [c for c in contenders if c.name != base]
+    others = [c for c in contenders if c.name != base and not c.is_reference]
     path = run.ancestors(final.name) if final else set()
     on_path = [c for c in others if c.model in path and run.step(c.model) is not None]
     exact = [c for c in on_path if final and c.model == final.name]
@@ -119,6 +131,8 @@ def _roles(run: Run, contenders: tuple[Contender, ...], scores: Scores | None) -
             roles[contender.name] = "base"
         elif contender is specialist:
             roles[contender.name] = "specialist"
+        elif contender.is_reference:
+            roles[contender.name] = "reference"
         elif contender.model not in path:
             roles[contender.name] = "comparison"
     return roles
@@ -130,6 +144,25 @@ def _tied(one: Score, other: Score) -> bool:
     overlap = one.low <= other.high and other.low <= one.high  # type: ignore[operator]
     verdicts = {v.verdict for a, b in ((one, other), (other, one)) for v in a.versus if v.against == b.contender}
     return overlap and not verdicts & {"better", "worse"}
+
+
+def cliques(board: Board) -> list[list[str]]:
+    """The largest sets of contenders that are all tied with one another, best first (Bron and Kerbosch 1973)."""
+    near = {p.contender.name: set(p.tied_with) for p in board.places if p.tied_with}
+    near = {name: {other for other in others if name in near.get(other, ())} for name, others in near.items()}
+    order = {name: place for place, name in enumerate(near)}
+    found: list[list[str]] = []
+
+    def grow(chosen: list[str], open_: set[str], closed: set[str]) -> None:
+        if not open_ and not closed and len(chosen) > 1:
+            found.append(sorted(chosen, key=order.__getitem__))
+        for name in sorted(open_, key=order.__getitem__):
+            grow([*chosen, name], open_ & near[name], closed & near[name])
+            open_ = open_ - {name}
+            closed = closed | {name}
+
+    grow([], set(near), set())
+    return sorted(found, key=lambda names: [order[name] for name in names])
 
 
 def as_json(run: Run, board: Board) -> Json:
@@ -159,6 +192,7 @@ def _place(run: Run, place: Place) -> Json:
         "name": contender.name,
         "model": contender.model,
         "role": place.role,
+        "kind": contender.kind,
         "tied_with": list(place.tied_with),
         "parameters": contender.parameters,
         "measured": {k: contender.measured.get(k) for k in MEASURED},
@@ -168,7 +202,16 @@ def _place(run: Run, place: Place) -> Json:
     }
 
 
-MEASURED = ("seconds", "p50_seconds", "p95_seconds", "tokens_per_second", "peak_rss_bytes")
+MEASURED = (
+    "seconds",
+    "p50_seconds",
+    "p95_seconds",
+    "first_token_p50_seconds",
+    "first_token_p95_seconds",
+    "per_token_p50_seconds",
+    "tokens_per_second",
+    "peak_rss_bytes",
+)
 
 
 def _score(scores: Scores, row: Score) -> Json:

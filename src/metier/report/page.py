@@ -1,9 +1,13 @@
 """Everything collected -> one self-contained HTML file.
 
-The page asks for nothing: no script, no font, no image from anywhere, and a content security policy that refuses them.
-jinja2 escapes every value, and every value passes `wording.visible` first, so a model's text stays text.
+The page asks for nothing: no font, no image, nothing from anywhere. Its content security policy names the one style
+sheet and the one script (it sorts the leaderboard) by their sha256, so nothing else runs or is fetched, handlers and
+style attributes included. jinja2 escapes every value, and every value passes `wording.visible` first, so a model's
+text stays text.
 """
 
+import base64
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,10 @@ from metier.core.fingerprint import Json
 from metier.report import lineage, sections, wording
 from metier.report.collect import Run, Step
 from metier.report.leaderboard import TIE_RULE, Board, final_model
+from metier.report.outcome import outcome
 from metier.report.plots import legend_marker
 from metier.report.samples import EACH, RIGHT, WRONG, choose
+from metier.report.standing import standing
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEXT_LIMIT = 700
@@ -36,9 +42,9 @@ class Done:
     seconds: float | None
 
 
-def render(run: Run, board: Board) -> str:
-    """The page."""
-    environment = jinja2.Environment(
+def environment(run: Run) -> jinja2.Environment:
+    """The templates with their filters; every value is escaped, and spelt out where it hides."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -46,7 +52,7 @@ def render(run: Run, board: Board) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         number=wording.number,
         interval=wording.interval,
         count=wording.count,
@@ -61,32 +67,59 @@ def render(run: Run, board: Board) -> str:
         mark=legend_marker,
         label=run.label,
     )
+    made.globals.update(style=_own("style.css"), script=_own("sort.js"), policy=policy())
+    return made
+
+
+def _own(name: str) -> Markup:
+    """A file of ours, as it is."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704
+
+
+def policy() -> str:
+    """The page's content security policy: our style and our script, by their contents, and nothing else at all."""
+    found = {}
+    for name in ("style.css", "sort.js"):
+        content = (TEMPLATES / name).read_text(encoding="utf-8")
+        found[name] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'sha256-{found['style.css']}'; script-src 'sha256-{found['sort.js']}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def render(run: Run, board: Board) -> str:
+    """The page."""
     final = final_model(run)
-    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))  # noqa: S704
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        board=board,
-        style=style,
-        final=final,
-        confidence=board.scores.confidence if board.scores else 0.95,
-        metric=wording.metric(board.metric) if board.metric else None,
-        tie_rule=TIE_RULE,
-        headline=sections.headline(run, board),
-        picture=lineage.picture(_boxes(run, board, final)),
-        done=[_done(step) for step in run.steps],
-        better=sections.blocks(run, board, of_text=False),
-        forgotten=sections.blocks(run, board, of_text=True),
-        training=sections.training(run),
-        samples=choose(run, board),
-        each=EACH,
-        thresholds=(RIGHT, WRONG),
-        data=[step for step in run.steps if step.data],
-        labels=[step for step in run.steps if step.training and step.training.about.get("labels")],
-        warnings=[step for step in run.steps if step.warnings],
-        machines=_shared(run, "machine"),
-        versions=_shared(run, "versions"),
-        recipe=_recipe(run),
-        limits=sections.limits(run, board),
+    return (
+        environment(run)
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            board=board,
+            final=final,
+            outcome=outcome(run, board),
+            standing=standing(board),
+            confidence=board.scores.confidence if board.scores else 0.95,
+            metric=wording.metric(board.metric) if board.metric else None,
+            tie_rule=TIE_RULE,
+            headline=sections.headline(run, board),
+            picture=lineage.picture(_boxes(run, board, final)),
+            done=[_done(step) for step in run.steps],
+            better=sections.blocks(run, board, of_text=False),
+            forgotten=sections.blocks(run, board, of_text=True),
+            training=sections.training(run),
+            samples=choose(run, board),
+            each=EACH,
+            thresholds=(RIGHT, WRONG),
+            data=[step for step in run.steps if step.data],
+            labels=[step for step in run.steps if step.training and step.training.about.get("labels")],
+            warnings=[step for step in run.steps if step.warnings],
+            machines=_shared(run, "machine"),
+            versions=_shared(run, "versions"),
+            recipe=_recipe(run),
+            limits=sections.limits(run, board),
+        )
     )
 
 

@@ -74,12 +74,16 @@ def _pct(value: float) -> str:
 
 
 def marker(x: str, y: str, role: str) -> str:
-    """The mark of a contender: circle, ring (base), square (comparison) or diamond (stage), so colour is not needed."""
+    """The mark of a contender: circle, ring (base), square (comparison), diamond (stage) or triangle (reference)."""
     place = f'<svg x="{x}" y="{y}" overflow="visible" class="c-{role}">'
     shape = {
         "specialist": '<circle r="6" class="fill"/>',
         "base": '<circle r="5" class="ring"/>',
         "comparison": '<rect x="-5" y="-5" width="10" height="10" class="fill"/>',
+        "reference": '<path d="M-6 5 0-6 6 5z" class="ring"/>',
+        "better": '<circle r="5.5" class="fill"/>',
+        "worse": '<circle r="5.5" class="fill"/>',
+        "even": '<circle r="4.5" class="ring"/>',
     }.get(role, '<path d="M0-7 7 0 0 7-7 0z" class="fill"/>')
     return f"{place}{shape}</svg>"
 

@@ -68,6 +68,9 @@ def metric(name: str) -> Metric:
     return METRICS.get(name) or Metric(name.replace("_", " "), "", 3, bounded=False)
 
 
+LONGEST_GROUP = 80
+"""Characters shown of a group's name, which comes from the data."""
+
 GROUPS = {
     "all": ("all questions", ""),
     "clean": ("clean", "Questions that no contender was trained on."),
@@ -78,7 +81,7 @@ GROUPS = {
 
 def group(name: str) -> tuple[str, str]:
     """Title and explanation of a group of test questions."""
-    return GROUPS.get(name.replace("_", "-").lower(), (name or "ungrouped", ""))
+    return GROUPS.get(name.replace("_", "-").lower(), (cut(name, LONGEST_GROUP) or "ungrouped", ""))
 
 
 def number(value: float | None, digits: int = 2) -> str:
