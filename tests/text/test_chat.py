@@ -1,13 +1,22 @@
 """Chat encoding: the label mask character by character, one begin token, trained ends, prompts that are prefixes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.fakes import byte_tokenizer
 
 from metier.core.errors import DataError
-from metier.text.chat import encode_conversation, encode_document, encode_prompt, stop_ids
+from metier.text.chat import (
+    encode_choices,
+    encode_conversation,
+    encode_document,
+    encode_prompt,
+    prompt_choices,
+    stop_ids,
+)
 from metier.text.nouns import Conversation, Message
 from metier.text.prompts import TEMPLATES, template_text, use_template
 
@@ -219,3 +228,42 @@ def test_tokenizer_without_end_token() -> None:
     with pytest.raises(DataError, match="nothing ends") as caught:
         encode_conversation(tokenizer, TALK, max_length=500)
     assert "eos_token" in str(caught.value)
+
+
+@pytest.mark.shared
+def test_choices_are_split_as_the_harness_splits(shared: Path) -> None:
+    """Context and continuation ids equal lm-evaluation-harness's `_encode_pair`, written out here."""
+    from transformers import AutoTokenizer
+
+    messages = (Message("user", "Does  it rain? "),)
+    for folder, template in (("tinyllama", "plain"), ("tinyllama", None), ("gpt2", "plain"), ("llama3", "zephyr")):
+        tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / folder)
+        text = template_text(template) if template else None
+        prompted = prompt_choices(tokenizer, messages, ["yes", "no", "may be"], template=text)
+        ((context, continuations),) = encode_choices(tokenizer, [prompted])
+        for continuation, ids in zip(prompted.continuations, continuations, strict=True):
+            spaces = len(prompted.context) - len(prompted.context.rstrip())
+            moved = prompted.context[len(prompted.context) - spaces :] + continuation
+            bare = prompted.context[: len(prompted.context) - spaces]
+            plain = tokenizer.encode(bare, add_special_tokens=False)
+            whole = tokenizer.encode(bare + moved, add_special_tokens=False)
+            begin = [tokenizer.bos_token_id] if plain[0] != tokenizer.bos_token_id else []
+            assert context == begin + plain
+            assert ids == whole[len(plain) :]
+
+
+def test_choices_that_mention_special_tokens_stay_text() -> None:
+    tokenizer = byte_tokenizer()
+    prompted = prompt_choices(tokenizer, (Message("user", "Is it <|end|>?"),), ["<|end|>", "no"])
+    ((context, (sly, no)),) = encode_choices(tokenizer, [prompted])
+    assert context.count(tokenizer.eos_token_id) == 1  # the template's own
+    assert tokenizer.eos_token_id not in sly
+    assert tokenizer.decode(sly) == "<|end|>"
+    assert tokenizer.decode(no) == "no"
+
+
+def test_a_template_that_changes_answers_is_refused_for_choices() -> None:
+    tokenizer = byte_tokenizer()
+    loud = "{% for m in messages %}{{ m.content | upper }};{% endfor %}"
+    with pytest.raises(DataError, match="does not write an answer as it is given"):
+        prompt_choices(tokenizer, (Message("user", "Is it?"),), ["no"], template=loud)

@@ -13,7 +13,7 @@ and a tokenizer without any token to end a turn with. Costs: two renderings and 
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -40,6 +40,10 @@ class Tokenizer(Protocol):
     @property
     def added_tokens_decoder(self) -> Mapping[int, Any]:
         """Added tokens by id, each with `content` and `special`."""
+        ...
+
+    def __call__(self, text: list[str], **options: Any) -> Any:
+        """Token ids of many texts, under `input_ids`."""
         ...
 
     def encode(self, text: str, **options: Any) -> list[int]:
@@ -138,6 +142,57 @@ def encode_conversations(
         yield Encoded(ids[:max_length], trained[:max_length], truncated=len(ids) > max_length)
 
 
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt as text, and what a template writes for answers to it: a leading space, maybe, and the answer itself.
+
+    Special tokens that messages and answers mention are parted by a mark, so that they are read as text.
+    """
+
+    context: str
+    continuations: tuple[str, ...]
+
+
+def prompt_choices(
+    tokenizer: Tokenizer, messages: Sequence[Message], choices: Sequence[str], *, template: str | None = None
+) -> Prompted:
+    """The messages as a prompt, and each choice as the answer to it. template: Jinja instead of the model's own."""
+    safe = [Message(m.role, _defuse(tokenizer, m.content)) for m in messages]
+    answers = [_defuse(tokenizer, choice) for choice in choices]
+    asked = _render(tokenizer, safe, generation_prompt=True, template=template)
+    said = [*safe, Message("assistant", answers[0])]
+    written = _after(tokenizer, _render(tokenizer, said, generation_prompt=False, template=template), asked)
+    before, found, _ = written.partition(answers[0])
+    if not found:
+        raise DataError(
+            "the chat template does not write an answer as it is given",
+            value=written[:200],
+            cure="set the step's `prompt` to plain",
+        )
+    return Prompted(asked, tuple(before + answer for answer in answers))
+
+
+def encode_choices(tokenizer: Tokenizer, prompted: Sequence[Prompted]) -> list[tuple[list[int], list[list[int]]]]:
+    """For each prompt the ids of its context and of its continuations, split as lm-evaluation-harness does.
+
+    White space that ends a context belongs to its continuations, so that words keep the space they are learnt with;
+    a continuation's ids are those of the whole text behind as many as the context has alone. One begin token, where the
+    tokenizer has one. Source: `_encode_pair` in lm_eval/api/model.py, 0.4.13.
+    """
+    encoder = _Encoder(tokenizer)
+    texts = []
+    for prompt in prompted:
+        bare = prompt.context.rstrip()
+        space = prompt.context[len(bare) :]
+        texts.append([bare, *(bare + space + continuation for continuation in prompt.continuations)])
+    encoder.know(text for group in texts for text in group)
+    found = []
+    for group in texts:
+        context, *wholes = (encoder.whole(text) for text in group)
+        found.append((context, [whole[len(context) :] for whole in wholes]))
+    return found
+
+
 def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """The ids that end a generated turn: the end token, and the one that the chat template closes a turn with."""
     found = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
@@ -180,10 +235,12 @@ def _after(tokenizer: Tokenizer, text: str, start: str) -> str:
     return text[len(start) :]
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+def _render(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, generation_prompt: bool, template: str | None = None
+) -> str:
     from jinja2.exceptions import TemplateError
 
-    template = tokenizer.chat_template or template_text(FALLBACK)
+    template = template or tokenizer.chat_template or template_text(FALLBACK)
     try:
         text = tokenizer.apply_chat_template(
             message_rows(messages),
@@ -219,6 +276,17 @@ class _Encoder:
             text for parts in conversations for text in accumulate(part.text for part in parts) if _SEAM not in text
         )
         self._known = dict(zip(texts, at_once(list(texts)), strict=True))
+
+    def know(self, texts: Iterable[str]) -> None:
+        """Encode many texts at once, for `whole`. Texts with a seam are left for later."""
+        plain = [text for text in dict.fromkeys(texts) if _SEAM not in text]
+        if plain:
+            found = self._tokenizer(plain, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            self._known = dict(zip(plain, found["input_ids"], strict=True))
+
+    def whole(self, text: str) -> list[int]:
+        """The ids of a whole text, behind one begin token where the tokenizer has one."""
+        return self._begin(self._ids(text, first=True))
 
     def encode(self, parts: Sequence[_Closed]) -> tuple[list[int], list[bool]]:
         """The ids of all parts, and for each whether it is trained on. One begin token, where the tokenizer has one."""
