@@ -12,6 +12,7 @@ Costs 4 bytes a token on disk (5 where some tokens are no targets) and, while tr
 can let go of it) and about 400 bytes a sequence.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -167,7 +168,14 @@ class Bare:
 
     def documents(self, texts: Sequence[str]) -> list[Ids]:
         """As `encode_document` for each, but many at once; within `special_as_text`."""
-        return [np.asarray([*self.begin, *ids, *self.end], np.int32) for ids in self.texts(texts)]
+        found = []
+        for ids in self.texts(texts):
+            whole = np.empty(len(self.begin) + len(ids) + len(self.end), np.int32)
+            whole[: len(self.begin)] = self.begin
+            whole[len(self.begin) : len(self.begin) + len(ids)] = ids
+            whole[len(self.begin) + len(ids) :] = self.end
+            found.append(whole)
+        return found
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode` for each, without special tokens added, but many at once."""
@@ -189,16 +197,20 @@ class Bare:
 def fingerprint(tokenizer: Any) -> Any:
     """JSON that differs where a tokenizer would encode or render differently."""
     if isinstance(tokenizer, Bare):
-        return {"made": digest(tokenizer.backend.to_str()), "begin": tokenizer.begin, "end": tokenizer.end}
+        return {"made": _digest(tokenizer.backend.to_str()), "begin": tokenizer.begin, "end": tokenizer.end}
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    made = tokenizer.get_vocab() if backend is None else backend.to_str()
     return {
-        "made": digest(made),
+        "made": digest(tokenizer.get_vocab()) if backend is None else _digest(backend.to_str()),
         "kind": type(tokenizer).__name__,
         "template": tokenizer.chat_template,
         "begin": tokenizer.bos_token_id,
         "end": tokenizer.eos_token_id,
     }
+
+
+def _digest(text: str) -> str:
+    """sha256 of a long text: as canonical JSON it would take ten times as long."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def batches_of(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
