@@ -261,3 +261,32 @@ def test_histogram_and_quantiles():
     assert (made.quantile(0.5), made.quantile(0.9), made.quantile(1.0)) == (10, 100, 100)
     (problem,) = made.problems()
     assert "10 of 100 examples are longer than 50 tokens" in str(problem)
+
+
+def test_notes_of_readers_and_progress_are_shown(metier: Metier, monkeypatch: pytest.MonkeyPatch):
+    from metier.cli import console
+
+    Path("texts.jsonl").write_bytes(b"\xef\xbb\xbf" + Path("texts.jsonl").read_bytes())
+    monkeypatch.setattr(console, "EVERY_SECONDS", 0.0)
+    code, out, err = metier("check", "recipe.yaml", "--html", "check.html")
+    assert code == 0
+    assert "  note: texts.jsonl: a UTF-8 byte order mark was dropped" in out
+    assert "[articles] read " in err
+    assert "[taught] count tokens 11/11 rows" in err
+    assert "[taught]" not in out
+    assert "Note: texts.jsonl: a UTF-8 byte order mark was dropped" in Path("check.html").read_text()
+
+
+def test_keep_going_shows_the_notes_and_the_faults_of_all_files(metier: Metier):
+    Path("texts.jsonl").write_bytes(b'\xef\xbb\xbf{"text": 7}\n')
+    Path("held.jsonl").write_text("")
+    Path("test.jsonl").write_text("[1]\n")
+    code, _, err = metier("check", "recipe.yaml", "--keep-going")
+    assert code == 2
+    assert "articles: note: texts.jsonl: a UTF-8 byte order mark was dropped" in err
+    for fault in (
+        "texts.jsonl:1: the field 'text' holds a number",
+        "held.jsonl: the file is empty",
+        "test.jsonl:1:1: ",
+    ):
+        assert fault in err

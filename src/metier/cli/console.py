@@ -106,10 +106,11 @@ def progress_text(event: Event, left: float | None) -> str:
 
 
 class PlainLines(Display):
-    """Lines for logs and pipes; a running task speaks every few seconds, and when it is through."""
+    """Lines for logs and pipes; a running task speaks every few seconds. err: on standard error."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, err: bool = False) -> None:
         self._clock = clock
+        self._err = err
         self._left = TimeLeft(clock)
         self._last = clock()
 
@@ -118,12 +119,12 @@ class PlainLines(Display):
         if event["event"] != "progress":
             line = line_for(event)
             if line:
-                typer.echo(line)
+                typer.echo(line, err=self._err)
             return
         left = self._left.guess(event)
         if self._clock() - self._last >= EVERY_SECONDS:
             self._last = self._clock()
-            typer.echo(f"[{event['step']}] {event['task']} {progress_text(event, left)}")
+            typer.echo(f"[{event['step']}] {event['task']} {progress_text(event, left)}", err=self._err)
 
 
 class LiveView(Display):

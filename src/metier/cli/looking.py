@@ -2,17 +2,17 @@
 
 A data step that is made already is read where it lies. Any other is made in a temporary folder, in the same way as
 `metier run` makes it, and deleted afterwards. Steps whose data comes from a model are not: nothing is known of it yet.
-Rows beyond `MOST` a split are looked at evenly spaced; counts are exact.
+Rows beyond `MOST` a split are looked at evenly spaced; counts are exact. How far it is is told as events of the step.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metier.cli.proof import MOST, spread_rows
-from metier.core.events import Events
+from metier.cli.proof import MOST, spread_rows, told
+from metier.core.events import Events, Listener
 from metier.core.stage import Context, Source
 from metier.data.stage import Documents, Examples
 from metier.evaluate.stage import Answer, Perplexity
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 class Data:
     """What one data step holds. reasons: why rows were left out: how many, and where the first of them stands.
 
-    private: stretches of private data by kind, in `private_rows` rows of those looked at.
+    private: stretches of private data by kind, in `private_rows` rows of those looked at. notes: what its readers said.
     """
 
     step: str
@@ -56,6 +56,7 @@ class Data:
     private: Mapping[str, int]
     private_rows: int
     looked_at: int
+    notes: tuple[str, ...] = ()
 
     @property
     def taken(self) -> int:
@@ -81,9 +82,18 @@ def is_data(step: Planned) -> bool:
     return isinstance(step.stage, Documents | Examples)
 
 
-def make(recipe: Recipe, step: Planned, folders: Mapping[str, Path], aside: Path) -> Path | None:
-    """The files of a data step, as they are or would be. None where it needs what is not made. Raises InputError."""
+def make(
+    recipe: Recipe, step: Planned, folders: Mapping[str, Path], aside: Path, listeners: Sequence[Listener] = ()
+) -> Path | None:
+    """The files of a data step, as they are or would be. None where it needs what is not made. Raises InputError.
+
+    listeners: hear its progress and its notes; of a step that is made already, the notes of its making.
+    """
     if step.artifact is not None:
+        for event in step.artifact.events():
+            if event["event"] == "note":
+                for listener in listeners:
+                    listener(event)
         return step.artifact.files
     sources = dict(step.sources)
     for link in recipe.links[step.name]:
@@ -95,7 +105,8 @@ def make(recipe: Recipe, step: Planned, folders: Mapping[str, Path], aside: Path
     files, measured, scratch = (aside / step.name / part for part in ("files", "measured", "scratch"))
     for folder in (files, measured, scratch):
         folder.mkdir(parents=True)
-    step.stage.run(Context(step.name, files, measured, scratch, Events(step.name), sources))
+    events = Events(step.name, listeners=list(listeners))
+    step.stage.run(Context(step.name, files, measured, scratch, events, sources))
     return files
 
 
@@ -104,17 +115,18 @@ def _named(recipe: Recipe, step: Planned, sources: Mapping[str, Source]) -> Iter
     return (sources[link.reference.value] for link in recipe.links[step.name] if link.step is not None)
 
 
-def look(step: str, kind: str, folder: Path) -> Data:
+def look(step: str, kind: str, folder: Path, events: Events, notes: Sequence[str] = ()) -> Data:
     """Count what lies in a data step's files, and look for private data in it."""
     known = about(folder)
     private: Counter[str] = Counter()
     rows_with = looked_at = 0
     for split in known["counts"]:
-        for row in spread_rows(folder / f"{split}.jsonl", MOST)[1]:
+        rows = spread_rows(folder / f"{split}.jsonl", MOST)[1]
+        looked_at += len(rows)
+        for row in told(events, f"look through {split}", rows):
             found = _private(" \n".join(_texts(row)))
             private.update(found)
             rows_with += bool(found)
-            looked_at += 1
     return Data(
         step=step,
         kind=kind,
@@ -126,6 +138,7 @@ def look(step: str, kind: str, folder: Path) -> Data:
         private=dict(private.most_common()),
         private_rows=rows_with,
         looked_at=looked_at,
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -159,32 +172,49 @@ def _texts(row: Row) -> list[str]:
     return [row["text"]] if "text" in row else [str(message["content"]) for message in row["messages"]]
 
 
-def leaks(recipe: Recipe, steps: Mapping[str, Planned], data: Mapping[str, Data]) -> list[Leak]:
+def leaks(recipe: Recipe, steps: Mapping[str, Planned], data: Mapping[str, Data], events: Events) -> list[Leak]:
     """For each tested split and each data step that a contender of the test learns from: what it has seen of it."""
     from metier.text.overlap import Gate, Index, trained_texts
 
-    found = []
+    pairs = list(dict.fromkeys(_pairs(recipe, steps, data)))
+    tested = list(dict.fromkeys((step, split) for step, split, _ in pairs))
+    index = Index(Gate())
+    items: dict[tuple[str, str], int] = {}
+    for place, (step, split) in enumerate(tested):
+        rows = spread_rows(data[step].folder / f"{split}.jsonl", MOST)[1]
+        items[step, split] = len(rows)
+        for row in rows:
+            item = _item(row)
+            index.add_item(item, f"{place}/{item.id}")
+    seen: dict[tuple[str, str, str], dict[str, str]] = {pair: {} for pair in pairs}
+    hits: dict[tuple[str, str, str], list[Row]] = {pair: [] for pair in pairs}
+    for name in dict.fromkeys(name for *_, name in pairs):
+        for part in TRAINED:
+            rows = spread_rows(data[name].folder / f"{part}.jsonl", MOST)[1]
+            for row in told(events, f"look for tests in {name}/{part}", rows):
+                for hit in index.hits_of(trained_texts(_item(row))):
+                    number, _, test_id = hit.test_id.partition("/")
+                    pair = (*tested[int(number)], name)
+                    if pair not in seen:
+                        continue
+                    if test_id not in seen[pair] and len(hits[pair]) < MOST_HITS:
+                        hits[pair].append(replace(hit, test_id=test_id).row(str(row["id"]), part))
+                    seen[pair].setdefault(test_id, hit.how)
+    return [
+        Leak(
+            step, split, name, items[step, split], len(ids), dict(Counter(ids.values())), tuple(hits[step, split, name])
+        )
+        for (step, split, name), ids in seen.items()
+    ]
+
+
+def _pairs(recipe: Recipe, steps: Mapping[str, Planned], data: Mapping[str, Data]) -> Iterator[tuple[str, str, str]]:
+    """(data step, split, data step that is learned from) of everything tested that can be looked at."""
     for tested, split, contenders in _tests(steps):
-        if tested not in data or not data[tested].splits.get(split):
-            continue
-        trained = [name for name in _learned_from(recipe, steps, contenders) if name in data]
-        if not trained:
-            continue
-        index = Index(Gate())
-        items = spread_rows(data[tested].folder / f"{split}.jsonl", MOST)[1]
-        for row in items:
-            index.add_item(_item(row))
-        for name in trained:
-            seen: dict[str, str] = {}
-            hits: list[Row] = []
-            for part in TRAINED:
-                for row in spread_rows(data[name].folder / f"{part}.jsonl", MOST)[1]:
-                    for hit in index.hits_of(trained_texts(_item(row))):
-                        if hit.test_id not in seen and len(hits) < MOST_HITS:
-                            hits.append(hit.row(str(row["id"]), part))
-                        seen.setdefault(hit.test_id, hit.how)
-            found.append(Leak(tested, split, name, len(items), len(seen), dict(Counter(seen.values())), tuple(hits)))
-    return found
+        if tested in data and data[tested].splits.get(split):
+            for name in _learned_from(recipe, steps, contenders):
+                if name in data:
+                    yield tested, split, name
 
 
 def _item(row: Row) -> Document | Conversation:

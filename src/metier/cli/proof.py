@@ -12,9 +12,11 @@ seconds per million tokens, and importing transformers.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from metier.core.errors import DataError
+from metier.core.events import Events
+from metier.core.fingerprint import digest
 from metier.core.stage import ModelInput, Source, Stage
 from metier.evaluate.stage import Answer
 from metier.pipeline import Planned
@@ -33,6 +35,8 @@ MOST_TOKENS = 400
 BINS = 24
 NAMED = 5
 UNCUT = 10**9
+TICK = 500
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -166,13 +170,21 @@ PREFIX = "what is asked is how the trained row begins"
 DOCUMENT_END = "every document ends with its trained end token"
 
 
-def prove(recipe: Recipe, steps: Mapping[str, Planned], name: str, folder: Path, *, shown: int) -> Proof | None:
+def prove(
+    recipe: Recipe,
+    steps: Mapping[str, Planned],
+    name: str,
+    folder: Path,
+    *,
+    shown: int,
+    events: Events | None = None,
+    known: dict[object, "Looked"] | None = None,
+) -> Proof | None:
     """Look at what step `name` will read in `folder` (files of its data step). None: no such row, or no tokenizer yet.
 
-    Raises InputError where the tokenizer or the template cannot be used.
+    events: are told how far it is. known: what was looked at for other steps; of those that read the same rows in the
+    same way, one is looked at. Raises InputError where the tokenizer or the template cannot be used.
     """
-    from metier.text.chat import stop_ids
-
     stage = steps[name].stage
     assert isinstance(stage, Training), name
     tokenizer, model = tokenizer_for(recipe, steps, stage.model, steps[name].sources)
@@ -181,31 +193,61 @@ def prove(recipe: Recipe, steps: Mapping[str, Planned], name: str, folder: Path,
     if isinstance(stage, Tune):
         stage.dress(tokenizer, steps[name].sources)
     length = stage.length(context_of(plain_config(model)))
-    rows, chosen = spread_rows(folder / "train.jsonl", MOST)
-    if not rows:
+    known = {} if known is None else known
+    key = (
+        folder,
+        digest(tokenizer.backend_tokenizer.to_str()),
+        tokenizer.chat_template,
+        isinstance(stage, Tune),
+        length,
+        shown,
+    )
+    if key not in known:
+        known[key] = _look_at_all(tokenizer, folder / "train.jsonl", length, shown, isinstance(stage, Tune), events)
+    looked = known[key]
+    if not looked.rows:
         return None
-    tally = _Tally(stop_ids(tokenizer) if isinstance(stage, Tune) else frozenset())
-    wanted = {index * len(chosen) // shown for index in range(shown)} if shown else set()
-    examples = []
-    for number, row in enumerate(chosen):
-        ids, trained = _look(tokenizer, row, length, tally)
-        if number in wanted:
-            examples.append(_show(tokenizer, str(row["id"]), ids, trained))
+    tally = looked.tally
     return Proof(
         step=name,
         kind=str(type(stage).model_fields["kind"].default),
         data=stage.data,
         prompt=_prompt_name(stage),
         limit=length,
-        rows=rows,
+        rows=looked.rows,
         lengths=tuple(sorted(tally.lengths)),
         cut=tally.cut,
         masked=tally.masked,
         trained_tokens=tally.trained,
         max_masked=stage.max_masked if isinstance(stage, Tune) else 1.0,
         claims=tally.claims(),
-        shown=tuple(examples),
+        shown=looked.shown,
     )
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of a split's rows. rows: in the split."""
+
+    rows: int
+    tally: "_Tally"
+    shown: tuple[Shown, ...]
+
+
+def _look_at_all(
+    tokenizer: "PreTrainedTokenizerFast", path: Path, length: int, shown: int, tune: bool, events: Events | None
+) -> Looked:
+    from metier.text.chat import stop_ids
+
+    rows, chosen = spread_rows(path, MOST)
+    tally = _Tally(stop_ids(tokenizer) if tune else frozenset())
+    wanted = {index * len(chosen) // shown for index in range(shown)} if shown else set()
+    examples = []
+    for number, row in enumerate(told(events, "count tokens", chosen)):
+        ids, trained = _look(tokenizer, row, length, tally)
+        if number in wanted:
+            examples.append(_show(tokenizer, str(row["id"]), ids, trained))
+    return Looked(rows, tally, tuple(examples))
 
 
 def too_long(recipe: Recipe, steps: Mapping[str, Planned], name: str, folder: Path) -> list[DataError]:
@@ -257,6 +299,14 @@ def tokenizer_for(
     if found[0] is not None and isinstance(before.stage, Tune):
         before.stage.dress(found[0], before.sources)
     return found
+
+
+def told(events: Events | None, task: str, rows: Sequence[T]) -> Iterator[T]:
+    """Pass rows on and tell how far they are."""
+    for done, row in enumerate(rows, 1):
+        yield row
+        if events is not None and (done % TICK == 0 or done == len(rows)):
+            events.progress(task, done, len(rows), unit="rows")
 
 
 def spread_rows(path: Path, most: int) -> tuple[int, list[dict[str, Any]]]:

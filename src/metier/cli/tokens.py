@@ -14,6 +14,7 @@ from metier.cli.looking import LEFT_OUT, Data, Leak
 from metier.cli.proof import Proof, Shown, Token
 from metier.core.errors import shorten
 
+MOST_NOTES = 10
 LINE_END = "\u21b5"
 """Shown where a token is or holds a line end."""
 
@@ -38,6 +39,10 @@ def print_data(data: Data) -> None:
     private = ", ".join(f"{count:,} {kind}" for kind, count in data.private.items())
     found = f"{private}; in {data.private_rows:,} of {data.looked_at:,} rows" if private else "none found"
     typer.echo(f"  private data: {found}")
+    for note in data.notes[:MOST_NOTES]:
+        typer.echo(f"  note: {note}")
+    if len(data.notes) > MOST_NOTES:
+        typer.echo(f"  and {len(data.notes) - MOST_NOTES:,} more notes")
 
 
 def print_leaks(leak: Leak) -> None:
