@@ -244,6 +244,48 @@ def add_answers(run: FakeRun) -> None:
     )
 
 
+def add_labels(run: FakeRun) -> None:
+    """A score of choices: confusion, reliability, coverage; with a constant and a person beside the models."""
+    labels, luck = ["yes", "no", "maybe"], random.Random(3)
+    rows, kinds = [], {"seedling": "model", "specialist": "model", "always yes": "trivial", "one human": "human"}
+    means = {"seedling": 0.41, "specialist": 0.68, "always yes": 0.55, "one human": 0.78}
+    for name, mean in means.items():
+        rows.append(score_row(name, "accuracy", "all", 500, mean, (0.41,) * 4, higher=True))
+    confusion = [
+        {"contender": n, "labels": labels, "matrix": [[a, 250 - a, 26], [b, 140, 29], [20, 25, 10]]}
+        for n, a, b in (("seedling", 120, 90), ("specialist", 215, 22), ("always yes", 276, 169))
+    ]
+    bins = [
+        {"low": i / 10, "high": (i + 1) / 10, "n": n, "confidence": i / 10 + 0.05, "accuracy": min(1, 0.3 + i * 0.06)}
+        for i, n in enumerate((0, 0, 0, 20, 60, 110, 120, 90, 60, 40))
+    ]
+    points = [[i / 20, 0.45 * (i / 20) ** 1.5 + 0.02 * luck.random()] for i in range(1, 21)]
+    scores = {
+        "baseline": "seedling",
+        "confidence": 0.95,
+        "rows": rows,
+        "contenders": kinds,
+        "confusion": confusion,
+        "reliability": [{"contender": n, "bins": bins, "ece": 0.123} for n in ("seedling", "specialist")],
+        "coverage": [
+            {"contender": "specialist", "points": points},
+            {"contender": "seedling", "points": [[x, 0.35 + 0.25 * x] for x, _ in points]},
+        ],
+    }
+    files = {"items.jsonl": [], "scores.json": scores}
+    run.add("label-scores", {"kind": "score", "answers": "choices"}, "scores", files=files)
+
+
+def add_pruning(run: FakeRun) -> None:
+    """A prune step that tried four sizes."""
+    points = [
+        {"ratio": r, "score": s, "low": s - 0.04, "high": s + 0.04, "size_bytes": int(9.9e6 * (1 - r))}
+        for r, s in ((0.0, 0.72), (0.1, 0.715), (0.2, 0.66), (0.3, 0.41))
+    ]
+    files = model_files("merge", trained=False) | {"about.json": {"points": points}}
+    run.add("smaller", {"kind": "prune", "model": "specialist"}, "model", files=files, inputs={"specialist": "model"})
+
+
 def ask(n: int) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
     """Questions, answers by contender and scored items; the first question's answers are the unpleasant string."""
     luck = random.Random(2)

@@ -61,7 +61,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the run. settings: its stage; notable: those that are not the default."""
+    """One step of the run. settings: its stage, defaults included.
+
+    pruned: of a `prune` step, {ratio, score, low, high, size_bytes} of each size that it tried.
+    """
 
     name: str
     kind: str
@@ -73,6 +76,7 @@ class Step:
     warnings: tuple[str, ...]
     training: Training | None = None
     data: Data | None = None
+    pruned: tuple[Row, ...] = ()
 
     @property
     def is_adapter(self) -> bool:
@@ -270,6 +274,9 @@ def _step(name: str, stage: Mapping[str, Json], artifact: Artifact, result: Resu
         warnings=tuple(f"{text} (×{n})" if n > 1 else text for text, n in warnings.items()),
         training=_training(artifact) if produces == "model" and (artifact.files / "train.jsonl").exists() else None,
         data=_data(artifact) if produces in ("documents", "examples") else None,
+        pruned=tuple(_object(artifact.files / "about.json").get("points") or ())
+        if record.get("kind") == "prune"
+        else (),
     )
 
 

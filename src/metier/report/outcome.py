@@ -23,7 +23,7 @@ Side = Literal["gain", "cost", "refusals"]
 
 SIDES: dict[Side, tuple[str, str]] = {
     "gain": ("Gain", "in its trade"),
-    "cost": ("Cost", "in everything else"),
+    "cost": ("Cost", "in text and questions that it did not learn from"),
     "refusals": ("Refusals", "of what is unsafe, and of what is harmless"),
 }
 REFUSALS = re.compile(r"refus|unsafe|harm|benign|safe|complian", re.IGNORECASE)

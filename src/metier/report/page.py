@@ -19,6 +19,7 @@ from markupsafe import Markup
 from metier.core.fingerprint import Json
 from metier.report import lineage, sections, wording
 from metier.report.collect import Run, Step
+from metier.report.gallery import LENGTH_BINS, gallery
 from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import outcome
 from metier.report.plots import legend_marker
@@ -100,6 +101,8 @@ def render(run: Run, board: Board) -> str:
             final=final,
             outcome=outcome(run, board),
             standing=standing(board),
+            gallery=gallery(run, board),
+            length_bins=LENGTH_BINS,
             confidence=board.scores.confidence if board.scores else 0.95,
             metric=wording.metric(board.metric) if board.metric else None,
             tie_rule=TIE_RULE,
@@ -165,7 +168,8 @@ def _done(step: Step) -> Done:
     """What reads other steps is in the picture, what is at its default in the recipe below: neither is repeated."""
     from metier.stages import CATALOGUE
 
-    changed = CATALOGUE[step.kind].model_validate(step.settings).model_dump(mode="json", exclude_defaults=True)
+    kind = CATALOGUE.get(step.kind)  # an older version's step may have a kind that is gone
+    changed = kind.model_validate(step.settings).model_dump(mode="json", exclude_defaults=True) if kind else {}
     wiring = {i.field.split(".")[0] for i in step.inputs if i.step is not None or i.field in ("model", "models")}
     settings = tuple(
         (name, wording.cut(wording.setting(value), 160)) for name, value in changed.items() if name not in wiring

@@ -53,7 +53,7 @@ def standing(board: Board) -> Table:
     axis = plots.scale(ends, bounded=metric(board.metric).bounded, wanted=2) if board.metric else None
     groups = cliques(board)
     models = tuple(_row(board, p, axis, groups) for p in board.places if p.role != "reference")
-    references = tuple(_row(board, p, axis, groups) for p in board.places if p.role == "reference")
+    references = tuple(_row(board, p, axis, groups) for p in board.places if p.role == "reference" and p.score)
     return Table(
         tuple(part for part in (models, references) if part),
         plots.axis_row(axis) if axis else Markup(""),
