@@ -14,13 +14,13 @@ from metier.core.errors import StoreError
 from metier.report import publish
 from metier.report.collect import Contender, collect
 from metier.report.leaderboard import Board, Place, cliques, final_model, rank
-from metier.report.samples import choose, mark
+from metier.report.samples import MOST_CHANGED, choose, mark
 
 SECTIONS = [
-    "headline", "leaderboard", "better", "forgotten", "answers", "plots", "done", "training", "speed", "data",
+    "headline", "leaderboard", "better", "forgotten", "answers", "seen", "plots", "done", "training", "speed", "data",
     "lineage", "limits",
 ]  # fmt: skip
-WITHOUT_PLOTS = [name for name in SECTIONS if name != "plots"]
+WITHOUT_PLOTS = [name for name in SECTIONS if name not in ("plots", "seen")]
 
 
 class Page(HTMLParser):
@@ -100,7 +100,10 @@ def test_sections_show_what_they_are_for(page):
     assert "articles: domain text" in page.words("forgotten")
     assert "general: general text" in page.words("forgotten")
     assert "lowest 0.718 at step 600" in page.words("training")
-    assert "drawn at random" in page.words("answers")
+    assert "Drawn at random" in page.words("answers")
+    assert re.search(
+        r"Of 300 questions answered by both, specialist scores higher than seedling on", page.words("answers")
+    )
     assert "✓ right" in page.words("answers")
     assert "41 ms" in page.words("leaderboard")
     assert "1.21 GiB" in page.words("speed")
@@ -265,14 +268,21 @@ def test_lower_is_better_ranks_the_other_way(result, tmp_path):
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
-def test_samples_hold_gains_losses_and_random_ones_of_each_group(result):
+def test_the_answers_that_changed_most_come_first_in_either_direction(result):
     run = collect(result, "quickstart")
     samples = choose(run, rank(run))
-    assert samples.rival == "pairs-only"
-    for group in ("corpus-only", "reworded"):
-        reasons = [s.why for s in samples.shown if s.group == group]
-        assert reasons == ["gained most"] * 2 + ["lost most"] * 2 + ["drawn at random"] * 2
+    assert (samples.base, samples.specialist) == ("seedling", "specialist")
+    assert samples.gained + samples.lost + samples.same == 300
+    parts = {heading: [s.why for s in shown] for heading, _, shown in samples.parts}
+    assert list(parts) == ["Gained most", "Lost most", "Drawn at random"]
+    for heading, sign in (("Gained most", 1), ("Lost most", -1)):
+        changes = [float(why.split()[0].replace("−", "-")) for why in parts[heading]]
+        assert len(changes) == MOST_CHANGED
+        assert changes == sorted(changes, reverse=sign > 0)
+        assert all(change * sign > 0 for change in changes)
+    assert parts["Drawn at random"] == ["corpus-only"] * 2 + ["reworded"] * 2
     assert [s.contender for s in samples.shown[0].said] == ["seedling", "pairs-only", "specialist"]
+    assert samples.shown[0].reference
 
 
 @pytest.mark.parametrize(
@@ -413,3 +423,64 @@ def test_ties_are_the_largest_sets_that_are_tied_with_one_another():
         (place("a", "b"), place("b", "a", "c"), place("c", "b", "d"), place("d", "c"), place("e")),
     )
     assert cliques(board) == [["a", "b"], ["b", "c"], ["c", "d"]]
+
+
+# --- contamination ----------------------------------------------------------------------------------------------------
+
+
+def asked(tmp_path, exposure, rows=(), **contenders):
+    run = fakes.FakeRun(tmp_path / "store")
+    names = list(contenders)
+    files = {
+        "questions.jsonl": [{"id": "a", "group": "", "messages": [{"role": "user", "content": "Q"}], "reference": "R"}],
+        "contenders.json": json.dumps([{"name": n, "model": n, "kind": k} for n, k in contenders.items()]),
+        **{f"answers/{n}.jsonl": [{"id": "a", "text": "R", "tokens": 1, "stopped": True}] for n in names},
+        **({"contamination.json": exposure} if exposure is not None else {}),
+    }
+    run.add("answers", {"kind": "answer", "models": names, "questions": "q"}, "answers", files=files)
+    scores = {"baseline": names[0], "confidence": 0.95, "rows": list(rows)}
+    stage = {"kind": "score", "answers": "answers", "metrics": ["token_f1"]}
+    run.add("scores", stage, "scores", files={"items.jsonl": [], "scores.json": scores}, inputs={"answers": "answers"})
+    return Page(publish(run.result, "t", tmp_path / "out"))
+
+
+def test_what_was_seen_in_training_is_shown_with_both_scores(tmp_path):
+    exposure = {
+        "gate": {"action": "report", "exact": True, "ngram": 13},
+        "tested": 50,
+        "seen": 4,
+        "dropped": [],
+        "contenders": {
+            "base": {"unknown": ["base"], "seen": []},
+            "tuned": {"unknown": [], "seen": ["a", "b", "c", "d"]},
+        },
+        "hits": [{"id": "a", "how": "exact", "score": 1.0, "tested": "<b>Q", "trained": "Q\u202e" + "x" * 100_000}],
+    }
+    rows = [
+        fakes.score_row(n, "token_f1", g, k, m, (0.2,) * 4, higher=True)
+        for n, m in (("base", 0.2), ("tuned", 0.7))
+        for g, k in (("all", 50), ("clean", 46))
+    ]
+    shown = asked(tmp_path, exposure, rows, base="model", tuned="model")
+    words = shown.words("seen")
+    assert "4 of 50 questions were found" in words
+    assert "tuned 4 none" in words
+    assert "base 0 base" in words
+    assert "all (n = 50)" in words
+    assert "clean (n = 46)" in words
+    assert "<b>Q" in words
+    assert "‹U+202E›" in words
+    assert len(words) < 4000
+
+
+def test_it_says_where_nobody_looked(tmp_path):
+    assert "Nobody looked" in asked(tmp_path, None, base="model").words("seen")
+
+
+def test_endpoints_are_models_and_say_so(tmp_path):
+    rows = [
+        fakes.score_row(n, "token_f1", "all", 9, m, (0.2,) * 4, higher=True) for n, m in (("base", 0.2), ("far", 0.7))
+    ]
+    words = asked(tmp_path, None, rows, base="model", far="endpoint").words("leaderboard")
+    assert words.index(" far ") < words.index(" base ", words.index(" far "))
+    assert ", endpoint" in words

@@ -5,7 +5,9 @@
     leaderboard.py  roles, rank order, ties, and `leaderboards_full.json`
     outcome.py      gain and damage: the page's first part
     standing.py     the leaderboard as a table that can be sorted
-    samples.py      which questions are shown side by side, and how they are marked
+    samples.py      the answers that changed most, and how they are marked
+    seen.py         contamination: what of the test was seen in training
+    gallery.py      which other plots there is data for; charts.py: how they are drawn
     wording.py      numbers, verdicts and model text as readable, harmless strings
     lineage.py      the picture of the steps; plots.py: intervals and curves. Both plain SVG
     page.py         everything above -> `templates/` -> one HTML file

@@ -23,7 +23,8 @@ from metier.report.gallery import LENGTH_BINS, gallery
 from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import outcome
 from metier.report.plots import legend_marker
-from metier.report.samples import EACH, RIGHT, WRONG, choose
+from metier.report.samples import RIGHT, WRONG, choose
+from metier.report.seen import contamination
 from metier.report.standing import standing
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -113,7 +114,7 @@ def render(run: Run, board: Board) -> str:
             forgotten=sections.blocks(run, board, of_text=True),
             training=sections.training(run),
             samples=choose(run, board),
-            each=EACH,
+            seen=contamination(run, board),
             thresholds=(RIGHT, WRONG),
             data=[step for step in run.steps if step.data],
             labels=[step for step in run.steps if step.training and step.training.about.get("labels")],

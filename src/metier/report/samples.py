@@ -1,8 +1,8 @@
 """Which questions are shown side by side, and how an answer is marked.
 
-For each group of questions: where the specialist gained most on the rival (the comparison run, else the base), where
-it lost most, and some drawn by a fixed seed, so that nobody picked them. Marks repeat the score and are by words, not
-by meaning, which the page says.
+First the answers that changed most from the base to the specialist, item by item, in either direction and by the
+ranking metric; then some of each group drawn by a fixed seed, so that nobody picked them. Marks repeat the score and
+are by words, not by meaning, which the page says.
 """
 
 import random
@@ -12,9 +12,13 @@ from typing import Literal
 
 from metier.report.collect import Answers, Row, Run, Scores
 from metier.report.leaderboard import Board
+from metier.report.wording import cut, group, signed
 
+MOST_CHANGED = 6
+"""Gains shown, and losses."""
 EACH = 2
-"""Gains, losses and random ones shown of each group."""
+"""Random ones shown of each group."""
+LONGEST_ID = 60
 GROUPS = 6
 """Groups shown at most."""
 COMPARISONS = 2
@@ -52,12 +56,24 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """What the section shows. rival: whom the gains and losses are counted against."""
+    """What the section shows. base, specialist: whose answers are compared item by item, or None.
+
+    parts: heading, its note and the questions. gained, lost, same: items by whether the ranking metric rose.
+    """
 
     metric: str | None
-    rival: str | None
-    shown: tuple[Sample, ...]
+    base: str | None
+    specialist: str | None
+    parts: tuple[tuple[str, str, tuple[Sample, ...]], ...]
     total: int
+    gained: int = 0
+    lost: int = 0
+    same: int = 0
+
+    @property
+    def shown(self) -> tuple[Sample, ...]:
+        """All questions shown."""
+        return tuple(sample for _, _, samples in self.parts for sample in samples)
 
 
 def mark(value: float | None, exact: float | None) -> Mark:
@@ -74,21 +90,34 @@ def choose(run: Run, board: Board) -> Samples:
     scores = board.scores
     answers = next((a for a in run.answers if scores and a.step == scores.answers), next(iter(run.answers), None))
     if answers is None:
-        return Samples(None, None, (), 0)
+        return Samples(None, None, None, (), 0)
     roles = {p.contender.name: p.role for p in board.places}
     asked = [c.name for c in answers.contenders]
     cast = {role: [n for n in asked if roles.get(n) == role] for role in ("base", "comparison", "specialist")}
     shown = [*cast["base"], *cast["comparison"][:COMPARISONS], *cast["specialist"]] or asked
-    specialist = next((n for n in shown if roles.get(n) == "specialist"), None)
-    rivals = [n for role in ("comparison", "base") for n in shown if roles.get(n) == role]
-    rival = rivals[0] if rivals and specialist else None
-    metric = board.metric if scores and not scores.of_text else None
-    gains = _gains(answers, scores, metric, specialist, rival)
-    picked = [
-        _sample(answers, question, why, shown, roles, scores, metric)
-        for question, why in _pick(answers.questions, gains)
-    ]
-    return Samples(metric, rival if gains else None, tuple(picked), len(answers.questions))
+    specialist, base = next(iter(cast["specialist"]), None), next(iter(cast["base"]), None)
+    scored = scores is not None and answers.step == scores.answers
+    metric = board.metric if scored else None
+    sign = -1 if board.higher_is_better is False else 1
+    gains = {
+        name: sign * gain
+        for name, gain in _gains(answers, scores if scored else None, metric, specialist, base).items()
+    }
+    parts = tuple(
+        (heading, note, tuple(_sample(answers, q, why, shown, roles, scores, metric) for q, why in questions))
+        for heading, note, questions in _pick(answers.questions, gains)
+        if questions
+    )
+    return Samples(
+        metric,
+        base if gains else None,
+        specialist if gains else None,
+        parts,
+        len(answers.questions),
+        sum(g > 0 for g in gains.values()),
+        sum(g < 0 for g in gains.values()),
+        sum(g == 0 for g in gains.values()),
+    )
 
 
 def _gains(
@@ -110,24 +139,28 @@ def _value(items: Mapping[tuple[str, str], Row], contender: str, question: str, 
     return None if value is None else float(value)
 
 
-def _pick(questions: tuple[Row, ...], gains: Mapping[str, float]) -> list[tuple[Row, str]]:
+def _pick(questions: tuple[Row, ...], gains: Mapping[str, float]) -> list[tuple[str, str, list[tuple[Row, str]]]]:
+    """Heading, note and questions of each part: gains, losses, and random ones of each group."""
+    order = sorted((q for q in questions if str(q["id"]) in gains), key=lambda q: (-gains[str(q["id"])], str(q["id"])))
+    gained = [q for q in order if gains[str(q["id"])] > 0][:MOST_CHANGED]
+    lost = [q for q in order[::-1] if gains[str(q["id"])] < 0][:MOST_CHANGED]
+    taken = {str(q["id"]) for q in (*gained, *lost)}
     groups: dict[str, list[Row]] = {}
     for question in questions:
         groups.setdefault(str(question.get("group", "")), []).append(question)
-    picked: list[tuple[Row, str]] = []
+    drawn: list[tuple[Row, str]] = []
     for name in list(groups)[:GROUPS]:
-        members = groups[name]
-        by_gain = sorted(
-            (q for q in members if str(q["id"]) in gains), key=lambda q: (-gains[str(q["id"])], str(q["id"]))
-        )
-        gained = [q for q in by_gain[:EACH] if gains[str(q["id"])] > 0]
-        lost = [q for q in by_gain[::-1][:EACH] if gains[str(q["id"])] < 0]
-        taken = {str(q["id"]) for q in (*gained, *lost)}
-        rest = [q for q in members if str(q["id"]) not in taken]
-        drawn = random.Random(0).sample(rest, min(EACH, len(rest)))
-        for why, chosen in (("gained most", gained), ("lost most", lost), ("drawn at random", drawn)):
-            picked += [(question, why) for question in chosen]
-    return picked
+        rest = [q for q in groups[name] if str(q["id"]) not in taken]
+        drawn += [(q, group(name)[0]) for q in random.Random(0).sample(rest, min(EACH, len(rest)))]
+    return [
+        ("Gained most", "", [(q, _by(gains, q)) for q in gained]),
+        ("Lost most", "", [(q, _by(gains, q)) for q in lost]),
+        ("Drawn at random", f"{EACH} of each group, with a fixed seed, so that nobody picked them.", drawn),
+    ]
+
+
+def _by(gains: Mapping[str, float], question: Row) -> str:
+    return f"{signed(gains[str(question['id'])], 2)} {group(str(question.get('group', '')))[0]}"
 
 
 def _sample(
@@ -158,7 +191,7 @@ def _sample(
             )
         )
     return Sample(
-        id=identity,
+        id=cut(identity, LONGEST_ID),
         group=str(question.get("group", "")),
         why=why,
         context=tuple(messages[:-1]),
