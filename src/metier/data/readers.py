@@ -179,7 +179,7 @@ class _Rows:
         """Open a source. also: the suffixes that could be read here beside those of rows."""
         if isinstance(source, Hub):
             problems = Problems(source.place, "row", keep_going)
-            return cls(hubs.rows(source, problems, note), problems, source.name, alike=True)
+            return cls(hubs.rows(source, problems), problems, source.name, alike=True)
         kind = kind_of(source)
         if kind not in ROW_SUFFIXES:
             what = "a document" if also else "an example"

@@ -16,7 +16,7 @@ class Origin(Config):
     path: FilePattern | None = None
     """File, folder or glob; of a folder, the files that can be read."""
     hub: Hub | None = None
-    """A data set of the Hugging Face hub, or a local folder laid out like one, instead of a path."""
+    """A data set of the Hugging Face hub at one commit, or a local folder laid out like one, instead of a path."""
     keep: list[str] = Field(default_factory=list)
     """Further fields of the rows to carry along, as `meta`."""
     weight: float | None = Field(None, gt=0)

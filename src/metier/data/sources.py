@@ -104,7 +104,8 @@ class Reading:
 
     def _origins(self, source: Origin, wanted: Wanted) -> Iterator[Path | Hub]:
         if source.hub is not None:
-            yield source.hub
+            folder = source.hub.folder
+            yield source.hub if folder is None else source.hub.at(self.sources[folder].paths)
             return
         assert source.path is not None
         paths: Iterable[Path] = self.sources[source.path].paths
