@@ -34,6 +34,7 @@ def alone(q: Tensor, k: Tensor, v: Tensor, row: Row) -> Tensor:
     """Each token's attention written out: to its own sequence up to itself, behind the prefix where it has that."""
     out = torch.zeros(len(row), HEADS * WIDTH)
     spans = [(0, row.prefix, False)] + [(start, end, len(piece) > end - start) for piece, start, end in row.parts]
+    spans.append((spans[-1][1], len(row), False))  # the filler
     repeat = HEADS // k.shape[1]
     for start, end, opened in spans:
         for token in range(start, end):
@@ -45,11 +46,11 @@ def alone(q: Tensor, k: Tensor, v: Tensor, row: Row) -> Tensor:
 
 
 @pytest.mark.parametrize("groups", [2, 4])
-@pytest.mark.parametrize("only_sources", [False, True])
+@pytest.mark.parametrize("only_asked", [False, True])
 @pytest.mark.parametrize("kernel", ["textbook", "in small pieces", "fused"])
 @pytest.mark.parametrize("data", ["all", "mixed", "sparse"])
 def test_attention_is_that_of_each_sequence_alone(
-    monkeypatch: pytest.MonkeyPatch, data: str, kernel: str, only_sources: bool, groups: int
+    monkeypatch: pytest.MonkeyPatch, data: str, kernel: str, only_asked: bool, groups: int
 ):
     monkeypatch.setattr(attention, "SHORT", 8 if kernel == "fused" else 640)
     if kernel == "in small pieces":
@@ -57,28 +58,27 @@ def test_attention_is_that_of_each_sequence_alone(
         monkeypatch.setattr(attention, "STRIP", 3)
     row = row_of(data)
     q, k, v = random_qkv(row, groups)
-    asked = q.index_select(0, row.sources) if only_sources else q
-    real = max(end for _, _, end in row.parts)  # behind that stands the filler
-    out = attend(asked, k, v, row, scale=SCALE, only_sources=only_sources)
+    asked = q.index_select(0, row.asked) if only_asked else q
+    out = attend(asked, k, v, row, scale=SCALE, only_asked=only_asked)
     wanted = alone(q.detach(), k.detach(), v.detach(), row)
-    wanted = wanted.index_select(0, row.sources) if only_sources else wanted[:real]
-    torch.testing.assert_close(out if only_sources else out[:real], wanted, rtol=1e-5, atol=1e-5)
+    wanted = wanted.index_select(0, row.asked) if only_asked else wanted
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("only_sources", [False, True])
+@pytest.mark.parametrize("only_asked", [False, True])
 @pytest.mark.parametrize("kernel", ["textbook", "in small pieces", "fused"])
-def test_gradients_are_those_of_each_sequence_alone(monkeypatch: pytest.MonkeyPatch, kernel: str, only_sources: bool):
+def test_gradients_are_those_of_each_sequence_alone(monkeypatch: pytest.MonkeyPatch, kernel: str, only_asked: bool):
     monkeypatch.setattr(attention, "SHORT", 8 if kernel == "fused" else 640)
     monkeypatch.setattr(attention, "STRIP", 3 if kernel == "in small pieces" else 64)
     tuned = pieces_of("sft", (20, 17, 25))
     row = pack([*pieces_of("all", (9,)), *tuned], shared_prefix(tuned))
     qkv = random_qkv(row)
-    toward = torch.randn(len(row.sources), HEADS * WIDTH)
-    asked = qkv[0].index_select(0, row.sources) if only_sources else qkv[0]
-    out = attend(asked, *qkv[1:], row, scale=SCALE, only_sources=only_sources)
-    out = out if only_sources else out.index_select(0, row.sources)
+    toward = torch.randn(len(row.asked), HEADS * WIDTH)
+    asked = qkv[0].index_select(0, row.asked) if only_asked else qkv[0]
+    out = attend(asked, *qkv[1:], row, scale=SCALE, only_asked=only_asked)
+    out = out if only_asked else out.index_select(0, row.asked)
     found = torch.autograd.grad((out * toward).sum(), qkv)
-    wanted = torch.autograd.grad((alone(*qkv, row).index_select(0, row.sources) * toward).sum(), qkv)
+    wanted = torch.autograd.grad((alone(*qkv, row).index_select(0, row.asked) * toward).sum(), qkv)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 

@@ -1,5 +1,7 @@
 """A row holds every token once, each piece in its place, and the buckets hold every token once more."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,8 @@ def test_sources_stand_before_their_targets(drawn: list[tuple[int, bool, int, bo
             weights.append(1.0 if piece.weights is None else float(piece.weights[index]))
     assert list(zip(row.sources.tolist(), row.targets.tolist(), strict=True)) == wanted
     assert all(a < b for a, b in zip(row.sources.tolist(), row.sources.tolist()[1:], strict=False))
+    assert row.asked[row.found].tolist() == row.sources.tolist()
+    assert all(a < b for a, b in pairwise(row.asked.tolist()))
     assert (row.weights is None) == all(piece.weights is None for piece in pieces)
     if row.weights is not None:
         assert row.weights.tolist() == weights
@@ -77,18 +81,18 @@ def test_sources_stand_before_their_targets(drawn: list[tuple[int, bool, int, bo
 @given(drawn_pieces)
 def test_the_buckets_hold_every_token_once(drawn: list[tuple[int, bool, int, bool]]):
     row = pack(made(drawn), PREFIX)
-    for places, tokens in ((row.keys, len(row)), (row.queries, len(row.sources))):
+    for places, tokens in ((row.keys, len(row)), (row.queries, len(row.asked))):
         assert places.sources[places.places].tolist() == list(range(tokens))
         assert len(set(places.places.tolist())) == tokens
         assert len(places.sources) == sum(bucket.size for bucket in places.buckets)
         assert places.straight == (places.sources.tolist() == places.places.tolist() == list(range(tokens)))
     assert [(b.count, b.shared) for b in row.keys.buckets] == [(b.count, b.shared) for b in row.queries.buckets]
     assert row.queries.own is not None
-    first = row.positions[row.sources] - row.queries.own[row.queries.places]
+    first = row.positions[row.asked] - row.queries.own[row.queries.places]
     shared = torch.zeros(len(row), dtype=torch.bool)
     for piece, start, end in row.parts:
         shared[start:end] = opened(piece)
-    assert first.tolist() == (shared[row.sources] * row.prefix).tolist()  # indices do not count the prefix
+    assert first.tolist() == (shared[row.asked] * row.prefix).tolist()  # indices do not count the prefix
 
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.booleans()), min_size=1, max_size=30))
@@ -151,7 +155,7 @@ def test_a_row_moves_whole_to_another_device():
     assert row.lengths.shape == row.ids.shape  # asked before moving: what is kept of it must not be in the way
     moved = row.to(torch.device("meta"))
     assert isinstance(moved, Row)
-    tensors = [moved.ids, moved.positions, moved.sources, moved.targets, moved.weights]
+    tensors = [moved.ids, moved.positions, moved.sources, moved.asked, moved.found, moved.targets, moved.weights]
     tensors += [t for p in (moved.keys, moved.queries) for t in (p.sources, p.places)] + [moved.queries.own]
     assert {t.device.type for t in tensors} == {"meta"}
     assert (moved.prefix, moved.parts) == (row.prefix, row.parts)

@@ -28,13 +28,13 @@ STRIP = 64
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, row: Row, *, scale: float, dropout: float = 0.0, only_sources: bool = False
+    q: Tensor, k: Tensor, v: Tensor, row: Row, *, scale: float, dropout: float = 0.0, only_asked: bool = False
 ) -> Tensor:
     """Attention of a row: q (N, H, D), k and v (N, G, D) to (N, H x D).
 
-    only_sources: q holds the row's sources only, (T, H, D), and so does the result.
+    only_asked: q holds the row's asked tokens only, (Q, H, D), and so does the result.
     """
-    asked = row.queries if only_sources else row.keys
+    asked = row.queries if only_asked else row.keys
     k_prefix, v_prefix = k[: row.prefix], v[: row.prefix]
     sizes = [bucket.size for bucket in asked.buckets]
     queries = torch.split(gathered(q, asked), sizes)

@@ -137,6 +137,8 @@ class Forward:
                 x = block(x, row, context, last)
         if not few or self.frozen == len(body.blocks):
             x = x.index_select(0, row.sources)
+        elif len(row.asked) > len(row.sources):
+            x = x.index_select(0, row.found)
         finished: Tensor = body.finish(x)
         return finished
 

@@ -1,6 +1,7 @@
 """Many sequences in one row: how pieces are laid end to end, and what may attend to what.
 
-Shapes: N tokens of the row, S sequences of a bucket, L its longest, P tokens of a shared prefix, T targets.
+Shapes: N tokens of the row, S sequences of a bucket, L its longest, P tokens of a shared prefix, T targets, Q tokens
+that a last block computes.
 
 A prefix that opens pieces (the text of a prompt template) is laid once, at the row's start, and their other tokens
 attend to it as if it stood before each: positions go on from it. Exact as long as nothing in the prefix is a target,
@@ -10,6 +11,7 @@ because under causal attention what comes after a token changes nothing in it. C
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +23,8 @@ from metier.train.batches import Ids, Piece
 BUCKET_WASTE = 0.25
 """A bucket ends where the next sequence is that share shorter than the bucket's longest."""
 FILLED = 16
-"""Rows are filled up to a multiple of the power of two that is at most this part of them: preparing for a new shape
-costs a CPU's matrix kernels up to a fifth of a step."""
+"""Rows, buckets and what a last block computes are filled up to a multiple of the power of two that is at most this part
+of them: preparing for a new shape costs a CPU's matrix kernels up to a fifth of a step, and memory that they keep."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -63,7 +65,8 @@ class Row:
 
     ids, positions: (N,). keys: where all tokens stand. prefix: how many tokens at the start are the shared prefix.
     sources: (T,) ascending, the tokens whose next is a target. targets: (T,). weights: (T,), None where all are 1.
-    queries: where the sources stand among the buckets, as a last block sees them that computes nothing else.
+    asked: (Q,) ascending, the sources and some other tokens. found: (T,), where the sources stand among them.
+    queries: where the asked stand among the buckets, as a last block sees them that computes nothing else.
     parts: each piece with the tokens of the row that hold it without the prefix, from and to.
     """
 
@@ -73,6 +76,8 @@ class Row:
     queries: Places
     prefix: int
     sources: Tensor
+    asked: Tensor
+    found: Tensor
     targets: Tensor
     weights: Tensor | None
     parts: tuple[tuple[Piece, int, int], ...]
@@ -116,19 +121,18 @@ def pack(pieces: Sequence[Piece], prefix: Ids | None = None) -> Row:
     lengths = [shared] if shared else []
     lengths += [len(piece) - cut for piece, cut in zip(pieces, skip, strict=True)]
     total = sum(lengths)
-    filler = -total % (1 << max(total // FILLED, 1).bit_length() - 1)
+    filler = _missing(total)
     starts = np.concatenate([[0], np.cumsum([*lengths, *([filler] if filler else [])])]).astype(np.int64)
     ids = np.zeros(starts[-1], np.int64)
     positions = np.arange(starts[-1])
     if shared and prefix is not None:
         ids[:shared] = prefix
-    sources, targets, weights, owns, parts = [], [], [], [], []
+    sources, targets, weights, parts = [], [], [], []
     weighted = any(piece.weights is not None for piece in pieces)
     for piece, cut, start, end in zip(pieces, skip, starts[bool(shared) :], starts[1 + bool(shared) :], strict=False):
         ids[start:end] = piece.ids[cut:]
         positions[start:end] -= start - cut
         wanted = np.flatnonzero(piece.targets)
-        owns.append(wanted - 1 - cut)
         sources.append(start + wanted - 1 - cut)
         targets.append(piece.ids[wanted])
         if weighted:
@@ -140,18 +144,34 @@ def pack(pieces: Sequence[Piece], prefix: Ids | None = None) -> Row:
     flags = [False] * first + [bool(cut) for cut in skip] + ([False] if filler else [])
     every = [*lengths, *([filler] if filler else [])]
     order = bucket_order(every, flags)
-    asked = [np.empty(0, np.int64)] * first + owns + ([np.empty(0, np.int64)] if filler else [])
+    real = np.concatenate(sources)
+    asked = _filled_up(real, len(ids))
+    owns = [asked[slice(*np.searchsorted(asked, [a, b]))] - a for a, b in pairwise(starts)]
     return Row(
         ids=torch.from_numpy(ids),
         positions=torch.from_numpy(positions),
         keys=_key_places(order, every, flags, starts),
-        queries=_query_places(order, asked, flags),
+        queries=_query_places(order, owns, flags),
         prefix=shared,
-        sources=torch.from_numpy(np.concatenate(sources)),
+        sources=torch.from_numpy(real),
+        asked=torch.from_numpy(asked),
+        found=torch.from_numpy(np.searchsorted(asked, real)),
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         weights=torch.from_numpy(np.concatenate(weights)) if weighted else None,
         parts=tuple(parts),
     )
+
+
+def _missing(count: int) -> int:
+    """What lacks to a round number."""
+    return -count % (1 << max(count // FILLED, 1).bit_length() - 1)
+
+
+def _filled_up(sources: Numbers, size: int) -> Numbers:
+    """The sources and as many of a row's last other tokens as make their number round, in order."""
+    others = np.setdiff1d(np.arange(size), sources, assume_unique=True)
+    few = others[max(0, len(others) - _missing(len(sources))) :]
+    return np.sort(np.concatenate([sources, few]))
 
 
 def bucket_order(lengths: Sequence[int], shared: Sequence[bool]) -> list[list[int]]:
@@ -171,8 +191,9 @@ def _key_places(order: list[list[int]], lengths: Sequence[int], shared: Sequence
     buckets, sources = [], []
     places = np.empty(starts[-1], np.int64)
     offset = 0
+    alike = len(set(lengths)) == 1  # then the row is its one bucket, and nothing needs to be moved
     for bucket in order:
-        longest = lengths[bucket[0]]
+        longest = lengths[bucket[0]] + (0 if alike else _missing(lengths[bucket[0]]))
         column = np.arange(longest)
         first, size = starts[bucket][:, None], np.asarray([lengths[i] for i in bucket])[:, None]
         source = first + np.minimum(column, size - 1)  # padding repeats the last token: finite, and never attended to
@@ -193,6 +214,7 @@ def _query_places(order: list[list[int]], asked: list[Numbers], shared: Sequence
     offset = 0
     for bucket in order:
         longest = max(len(asked[i]) for i in bucket)
+        longest += 0 if len(order) == 1 else _missing(longest)
         source, own = np.zeros((2, len(bucket), longest), np.int64)
         for line, index in enumerate(bucket):
             count = len(asked[index])

@@ -61,16 +61,16 @@ class Block:
         self._in = Group(LayerNorm(block.ln_2.eps, dtype), [block.mlp.c_fc], fallback)
         self._out = Group(Gelu(), [block.mlp.c_proj], fallback)
 
-    def __call__(self, x: Tensor, row: Row, context: tuple[()], only_sources: bool = False) -> Tensor:  # noqa: ARG002
-        """x (N, hidden) to (N, hidden), or with `only_sources` to (T, hidden), keys and values still from all."""
+    def __call__(self, x: Tensor, row: Row, context: tuple[()], only_asked: bool = False) -> Tensor:  # noqa: ARG002
+        """x (N, hidden) to (N, hidden), or with `only_asked` to (Q, hidden), keys and values still from all."""
         attention, block = self._block.attn, self._block
         (projected,) = self._qkv(x, block.ln_1.weight, block.ln_1.bias)
         heads = (-1, attention.num_heads, attention.head_dim)
         q, k, v = (part.view(heads) for part in projected.chunk(3, dim=1))
-        if only_sources:
-            q, x = q.index_select(0, row.sources), x.index_select(0, row.sources)
+        if only_asked:
+            q, x = q.index_select(0, row.asked), x.index_select(0, row.asked)
         drop = attention.attn_dropout.p if attention.training else 0.0
-        seen = attend(q, k, v, row, scale=attention.scaling, dropout=drop, only_sources=only_sources)
+        seen = attend(q, k, v, row, scale=attention.scaling, dropout=drop, only_asked=only_asked)
         residual = attention.resid_dropout.p if attention.training else 0.0
         x = x + dropout(self._o(seen)[0], residual)
         (inner,) = self._in(x, block.ln_2.weight, block.ln_2.bias)

@@ -68,16 +68,16 @@ class Block:
         self._in = Group(second, [mlp.gate_proj, mlp.up_proj], fallback)
         self._out = Group(SwiGlu(), [mlp.down_proj], fallback)
 
-    def __call__(self, x: Tensor, row: Row, context: tuple[Tensor, Tensor], only_sources: bool = False) -> Tensor:
-        """x (N, hidden) to (N, hidden), or with `only_sources` to (T, hidden), keys and values still from all."""
+    def __call__(self, x: Tensor, row: Row, context: tuple[Tensor, Tensor], only_asked: bool = False) -> Tensor:
+        """x (N, hidden) to (N, hidden), or with `only_asked` to (Q, hidden), keys and values still from all."""
         cos, sin = context
         attention, width = self._layer.self_attn, self._layer.self_attn.head_dim
         weight = self._layer.input_layernorm.weight
-        if only_sources:
+        if only_asked:
             k, v = self._kv(x, weight)
-            x = x.index_select(0, row.sources)
+            x = x.index_select(0, row.asked)
             (q,) = self._q(x, weight)
-            q_cos, q_sin = cos.index_select(0, row.sources), sin.index_select(0, row.sources)
+            q_cos, q_sin = cos.index_select(0, row.asked), sin.index_select(0, row.asked)
         else:
             q, k, v = self._qkv(x, weight)
             q_cos, q_sin = cos, sin
@@ -85,7 +85,7 @@ class Block:
         k = Rotate.apply(k.view(len(k), -1, width), cos, sin)  # type: ignore[no-untyped-call]
         drop = attention.attention_dropout if attention.training else 0.0
         seen = attend(
-            q, k, v.view(len(v), -1, width), row, scale=attention.scaling, dropout=drop, only_sources=only_sources
+            q, k, v.view(len(v), -1, width), row, scale=attention.scaling, dropout=drop, only_asked=only_asked
         )
         x = x + self._o(seen)[0]
         gate, up = self._in(x, self._layer.post_attention_layernorm.weight)
