@@ -41,8 +41,8 @@ class Training(Stage):
     """Which parameters train: full, {freeze: {blocks: N}} or {lora: {r: N, alpha: N}}."""
     quantize: Quantize | None = None
     """Hold the frozen base below a LoRA in fewer bits. int8: products run in int8, faster than bf16 on CPUs with VNNI
-    and on GPUs, but not on CPUs with AMX (`metier doctor` measures it). 8bit, 4bit: bitsandbytes' LLM.int8 and NF4, which take less memory and more time. The adapter
-    belongs to the unquantised base, and is merged there."""
+    and on GPUs, but not on CPUs with AMX (`metier doctor` measures it). 8bit, 4bit: bitsandbytes' LLM.int8 and NF4,
+    which take less memory and more time. The adapter belongs to the unquantised base, and is merged there."""
     epochs: int = Field(1, ge=1)
     """How often everything is read."""
     max_steps: int | None = Field(None, ge=1)
