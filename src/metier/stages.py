@@ -2,6 +2,7 @@
 
 from metier.core.stage import Stage
 from metier.data.stage import Documents, Examples
+from metier.evaluate.choose import Choose
 from metier.evaluate.stage import Answer, Perplexity, Score
 from metier.export.stage import Merge
 from metier.synthesize.stage import Recall, Rehearse
@@ -16,6 +17,7 @@ STAGES: tuple[type[Stage], ...] = (
     Tune,
     Merge,
     Answer,
+    Choose,
     Score,
     Perplexity,
 )
