@@ -24,7 +24,7 @@ BUCKET_WASTE = 0.25
 """A bucket ends where the next sequence is that share shorter than the bucket's longest."""
 FILLED = 16
 """Rows, buckets and what a last block computes are filled up to a multiple of the power of two that is at most this
-part of them: preparing for a new shape costs a CPU's matrix kernels up to a fifth of a step, and memory that they keep."""
+part of them: preparing for a new shape costs a CPU's matrix kernels time, up to a fifth of a step, and memory."""
 
 Numbers = npt.NDArray[np.int64]
 
