@@ -14,6 +14,7 @@ from metier.cli.stopping import StopFlag
 from metier.core.store import Store
 from metier.pipeline import run
 from metier.recipe import load_recipe
+from metier.report.partial import PartialBoard
 from metier.track import open_trackers
 
 Mode = Literal["auto", "quiet", "json"]
@@ -37,11 +38,12 @@ def run_recipe(
     recipe = load_recipe(path, overrides)
     configs = {name: stage.model_dump(mode="json") for name, stage in recipe.steps.items()}
     trackers = open_trackers(track, folder=out / recipe.name, recipe=recipe.name, configs=configs)
+    partial = PartialBoard(out / recipe.name, recipe.name, configs)
     with ExitStack() as stack:
         stop = stack.enter_context(StopFlag())
         display = stack.enter_context(make_display(mode))
         hearing = [stack.enter_context(tracker).hear for tracker in trackers]
-        listeners = [display.hear, *hearing]
+        listeners = [display.hear, partial.hear, *hearing]
         result = run(recipe, Store(store), listeners=listeners, stop=stop, only=only, keep_going=keep_going)
     if mode == "auto":
         for tracker in trackers:

@@ -8,6 +8,8 @@
     samples.py      the answers that changed most, and how they are marked
     seen.py         contamination: what of the test was seen in training
     gallery.py      which other plots there is data for; charts.py: how they are drawn
+    markdown.py     the page's content as Markdown; spreadsheet.py: the leaderboard as CSV
+    partial.py      `leaderboards_partial.json` while answers are made
     wording.py      numbers, verdicts and model text as readable, harmless strings
     lineage.py      the picture of the steps; plots.py: intervals and curves. Both plain SVG
     page.py         everything above -> `templates/` -> one HTML file
@@ -15,6 +17,7 @@
 Never called by a stage. Needs no torch.
 """
 
+from metier.report.partial import PartialBoard
 from metier.report.publish import publish
 
-__all__ = ["publish"]
+__all__ = ["PartialBoard", "publish"]

@@ -17,6 +17,7 @@ from metier.core.fingerprint import Json
 from metier.core.store import Artifact
 from metier.report.wording import cut
 
+LONGEST_WARNING = 1000
 LONGEST_NAME = 80
 """Characters shown of a name."""
 TEXT_METRICS = ("bits_per_byte", "perplexity")
@@ -271,7 +272,7 @@ def _step(name: str, stage: Mapping[str, Json], artifact: Artifact, result: Resu
         artifact=artifact,
         record=record,
         inputs=inputs,
-        warnings=tuple(f"{text} (×{n})" if n > 1 else text for text, n in warnings.items()),
+        warnings=tuple(cut(text, LONGEST_WARNING) + (f" (×{n})" if n > 1 else "") for text, n in warnings.items()),
         training=_training(artifact) if produces == "model" and (artifact.files / "train.jsonl").exists() else None,
         data=_data(artifact) if produces in ("documents", "examples") else None,
         pruned=tuple(_object(artifact.files / "about.json").get("points") or ())

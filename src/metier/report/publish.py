@@ -3,7 +3,11 @@
     model/                   the standalone model that the run hands over (see `leaderboard.final_model`)
     adapters/<step>/         every adapter, its base named by a link that holds from here
     leaderboards_full.json   contenders x metrics x groups, in rank order
+    leaderboards_full.csv    the same, a line each, for spreadsheets
     report.html              one file; opens without a network
+    report.md                the same as Markdown, for a model card
+
+`leaderboards_partial.json`, which a run writes while answers are made (see `partial`), goes when the full one is there.
 
 Each of them is written aside and renamed into place, so a crash leaves the earlier one; two runs that publish the
 same recipe take turns. A model that is already there
@@ -21,7 +25,11 @@ from filelock import FileLock
 from metier.core.fingerprint import tree
 from metier.report.collect import Result, Step, collect
 from metier.report.leaderboard import as_json, final_model, rank
+from metier.report.markdown import as_markdown
 from metier.report.page import render
+from metier.report.partial import FILE as PARTIAL
+from metier.report.spreadsheet import leaderboard_csv
+from metier.report.writing import write_whole
 
 
 def publish(result: Result, recipe: str, out: Path, *, description: str = "") -> Path:
@@ -32,25 +40,19 @@ def publish(result: Result, recipe: str, out: Path, *, description: str = "") ->
     """
     run = collect(result, recipe, description)
     board = rank(run)
-    page = render(run, board)
+    page, document, sheet = render(run, board), as_markdown(run, board), leaderboard_csv(run, board)
     table = json.dumps(as_json(run, board), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     final = final_model(run)
     with FileLock(out.with_name(f".{out.name}.lock")):
         _place(out / "model", [final] if final else [], flat=True)
         _place(out / "adapters", [s for s in run.steps if s.produces == "model" and s.is_adapter], flat=False)
-        _write(out / "leaderboards_full.json", table)
-        _write(out / "report.html", page)
+        write_whole(out / "leaderboards_full.json", table)
+        write_whole(out / "leaderboards_full.csv", sheet)
+        write_whole(out / "report.md", document)
+        write_whole(out / "report.html", page)
+        (out / PARTIAL).unlink(missing_ok=True)
     return out / "report.html"
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.aside")
-    with aside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _place(target: Path, steps: Iterable[Step], *, flat: bool) -> None:

@@ -12,7 +12,7 @@ from metier.report.wording import cut, interval, metric, number
 
 MOST_HITS = 10
 CLEAN = "clean"
-HOW = {"exact": "word for word", "ngram": "a shared run of words", "jaccard": "nearly the same"}
+HOW = {"exact": "word for word", "jaccard": "nearly the same (Jaccard)"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,201 @@
+"""The page's content as Markdown, for a model card: `report.md`.
+
+Strings of others cannot become markup: names are escaped character by character, answers stand in fenced blocks whose
+fence is longer than any run of its sign inside, and what hides is spelt out. Plots are left out; their numbers are in
+the tables. A long text is cut as on the page.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from metier.report import sections, wording
+from metier.report.collect import Run
+from metier.report.leaderboard import TIE_RULE, Board, final_model
+from metier.report.outcome import Outcome, outcome
+from metier.report.samples import Samples, choose
+from metier.report.seen import Seen, contamination
+from metier.report.wording import cut, number, visible
+
+TEXT_LIMIT = 700
+SAMPLES = 4
+"""Questions shown of each part."""
+_SIGNS = re.compile(r"[\\`*{}\[\]()<>#|~&$!]|(?<![^\W_])_|_(?![^\W_])")
+_LINKS = re.compile(r"(?i)(?:https?|ftp|mailto|javascript|data):|www\.|\w@(?=\w)")
+
+
+def plain(value: object) -> str:
+    """A string of somebody's as Markdown that shows it and does nothing else, on one line."""
+    text = " ".join(visible(str(value)).split())
+    text = _SIGNS.sub(lambda match: f"&#{ord(match[0])};", text)
+    return _LINKS.sub(lambda match: f"{match[0][:-1]}&#{ord(match[0][-1])};", text)
+
+
+def fenced(value: str) -> str:
+    """A text of somebody's as a block that holds it as it is, but for what hides."""
+    text = visible(cut(value, TEXT_LIMIT)) or "(empty)"
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: int = 99) -> str:
+    """A table; the columns from `right` on hold numbers."""
+    lines = [
+        "| " + " | ".join(plain(name) for name in head) + " |",
+        "|" + "|".join("---" if i < right else "---:" for i in range(len(head))) + "|",
+    ]
+    lines += ["| " + " | ".join(plain(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def as_markdown(run: Run, board: Board) -> str:
+    """The whole document."""
+    parts = [f"# {plain(run.recipe)}: report", plain(run.description)]
+    found = outcome(run, board)
+    parts += _outcome(found) if found else []
+    sentences = sections.headline(run, board)
+    parts.append("\n".join(f"- {plain(s.text)}" + (f" **{plain(s.verdict)}**" if s.verdict else "") for s in sentences))
+    parts += _leaderboard(run, board)
+    for title, of_text in (("Is it better?", False), ("What was forgotten?", True)):
+        parts += _blocks(title, sections.blocks(run, board, of_text=of_text))
+    parts += _samples(run, choose(run, board))
+    parts += _seen(contamination(run, board))
+    parts += _training(run)
+    parts += _lineage(run)
+    parts.append("## Limits: what this does not show")
+    parts.append("\n".join(f"- {plain(limit)}" for limit in sections.limits(run, board)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _outcome(found: Outcome) -> Iterator[str]:
+    for tile in found.tiles:
+        word = f"**{plain(tile.verdict)}.** " if tile.verdict else ""
+        yield f"**{plain(tile.question)}** {word}{plain(tile.text)}"
+    yield f"## Gain and damage: {plain(found.specialist)} against {plain(found.base)}"
+    rows = [
+        [title, e.what, e.measure, e.base, e.specialist, f"{e.change} {e.interval}", e.verdict or "not compared", e.n]
+        for title, _, effects in found.effects
+        for e in effects
+    ]
+    yield table(["", "What was asked", "Measure", found.base, found.specialist, "Change", "Verdict", "n"], rows, 3)
+
+
+def _leaderboard(run: Run, board: Board) -> Iterator[str]:
+    if not board.places:
+        return
+    yield "## Leaderboard"
+    said = wording.metric(board.metric) if board.metric else None
+    head = ["Rank", "Contender", "Role", said.title if said else "Score", "95 % interval", "Tied with", "Parameters"]
+    head[4] = f"{100 * board.scores.confidence:.0f} % interval" if board.scores else "Interval"
+    head += ["Median answer", "95th percentile", "First token", "Tokens a second", "Peak memory"]
+    rows = []
+    for place in board.places:
+        score, m = place.score, place.contender.measured
+        digits = said.digits if said else 2
+        rows.append(
+            [
+                place.rank or wording.MISSING,
+                run.label(place.contender.name),
+                place.role if place.contender.kind == "model" else f"{place.role}, {place.contender.kind}",
+                number(score.mean if score else None, digits),
+                wording.interval(score.low, score.high, digits) if score else wording.MISSING,
+                ", ".join(run.label(name) for name in place.tied_with),
+                wording.short_count(place.contender.parameters),
+                wording.duration(m.get("p50_seconds")),
+                wording.duration(m.get("p95_seconds")),
+                wording.duration(m.get("first_token_p50_seconds")),
+                wording.count(m.get("tokens_per_second")),
+                wording.memory(m.get("peak_rss_bytes")),
+            ]
+        )
+    yield table(head, rows, 3)
+    if any(p.tied_with for p in board.places):
+        yield plain(TIE_RULE[:1].upper() + TIE_RULE[1:] + ".")
+    final = final_model(run)
+    if final:
+        yield f"The model handed over is **{plain(final.name)}**."
+
+
+def _blocks(title: str, blocks: Sequence[sections.Block]) -> Iterator[str]:
+    if blocks:
+        yield f"## {title}"
+    for block in blocks:
+        yield f"### {plain(block.title[:1].upper() + block.title[1:])}"
+        yield plain(block.meaning)
+        rows = [[f.title, b.name, b.value, b.interval, b.n] for f in block.forests for b in f.bars]
+        yield table(["Group", "Contender", block.title, "Interval", "n"], rows, 2)
+        rows = [
+            [f.title, d.name, d.against, d.verdict, f"{d.value} {d.interval}", wording.probability(d.p), d.detectable]
+            for f in block.forests
+            for d in f.differences
+        ]
+        if rows:
+            yield table(["Group", "Contender", "Against", "Verdict", "Difference", "p (Holm)", "Detectable"], rows, 4)
+
+
+def _samples(run: Run, samples: Samples) -> Iterator[str]:
+    if not samples.parts:
+        return
+    yield "## The answers that changed most"
+    if samples.specialist and samples.base:
+        yield (
+            f"{plain(run.label(samples.specialist))} scores higher than {plain(run.label(samples.base))} on "
+            f"{samples.gained:,} questions, lower on {samples.lost:,}, the same on {samples.same:,}."
+        )
+    for heading, _, shown in samples.parts:
+        yield f"### {heading}"
+        for sample in shown[:SAMPLES]:
+            yield f"**Question** ({plain(sample.why)})"
+            yield fenced(sample.question)
+            if sample.reference:
+                yield "Reference"
+                yield fenced(sample.reference)
+            for said in sample.said:
+                score = "" if said.score is None else f", {number(said.score)}"
+                yield f"{plain(run.label(said.contender))} ({said.role}{score})"
+                yield fenced(said.text)
+
+
+def _seen(seen: Sequence[Seen]) -> Iterator[str]:
+    if seen:
+        yield "## Was the test seen in training?"
+    for found in seen:
+        if not found.looked:
+            yield f"Nobody looked for the questions of {plain(found.step)}."
+            continue
+        yield (
+            f"{found.seen:,} of {found.tested:,} questions were found in what a contender was trained on; "
+            f"{found.dropped:,} were not asked. Looked for: {plain(found.gate)}."
+        )
+        rows = [[name, count, unknown or "none"] for name, _, count, unknown in found.by]
+        yield table(["Contender", "Questions seen", "Training that nobody can look into"], rows)
+        if found.pairs:
+            head = ["Contender", f"{found.measure}, all", "n", f"{found.measure}, clean", "n"]
+            yield table(head, [[p.name, p.everything, p.n, p.clean, p.n_clean] for p in found.pairs], 1)
+
+
+def _training(run: Run) -> Iterator[str]:
+    curves = sections.training(run)
+    if curves:
+        yield "## Training"
+        yield "\n".join(f"- {plain(curve.sentence)}" for curve in curves)
+
+
+def _lineage(run: Run) -> Iterator[str]:
+    if run.steps:
+        yield "## Lineage"
+        rows = [
+            [
+                s.name,
+                s.kind,
+                s.artifact.key,
+                ", ".join(run.label(i.value) for i in s.inputs),
+                s.record.get("started", ""),
+            ]
+            for s in run.steps
+        ]
+        yield table(["Step", "Kind", "Artifact", "Reads", "Made"], rows)
+    warnings = [f"- {plain(s.name)}: {plain(cut(w, 500))}" for s in run.steps for w in s.warnings]
+    if warnings:
+        yield "## Warnings"
+        yield "\n".join(warnings)
