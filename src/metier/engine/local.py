@@ -1,7 +1,9 @@
 """Generation and log-likelihood with a loaded transformers model, on whatever device the model is.
 
-`generate` answers many prompts: sorted by length and batched with others of about the same length, padded on the left,
-with a key-value cache from which finished rows are dropped. `stream` answers one, piece by piece, for a chat.
+`generate` answers many prompts, longest first, a batch at a time: where `engine.decoder` knows the architecture, a row
+that is finished makes room for the next prompt at once, nothing is padded, and what opens all prompts is read once.
+Others are padded on the left and go through the model's own forward pass, finished rows dropped. `answers` gives them
+as they are finished; `stream` answers one, piece by piece, for a chat.
 `document_nll` reads documents through a sliding window and sums the negative log-likelihood of their tokens.
 
 Greedy answers are those of transformers' own `generate`, token for token, in float32. Batch mates change a row's logits
@@ -13,7 +15,8 @@ end of the context ends there, not stopped.
 Names of tensors end in their shape: b rows, t positions, v vocabulary, n tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +30,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from metier.core.errors import DataError, Interrupted, ModelError
+from metier.engine.decoder import Body, Decoder, body_for
 from metier.engine.sampling import Sampling, forbid, generators
 from metier.models.load import Loaded
 from metier.text.chat import stop_ids
@@ -36,6 +40,16 @@ COMPACT_SHARE = 0.125
 
 SPREAD = 0.5
 """The shortest prompt of a batch has at least this share of the longest one's tokens, so at most half is padding."""
+
+REFILLS = 4
+"""Prompts of a batch, in batch sizes. Batches are computed apart, so that a run can go on at any; their ends leave
+places empty."""
+
+READ_AT_ONCE = 2048
+"""About how many tokens of new prompts are read in one step (at least one prompt)."""
+
+SHARED = 8
+"""An opening of all prompts of fewer tokens is not worth a pass of its own."""
 
 LOGITS_BYTES = 64 * 2**20
 """About how much memory the logits of `document_nll` may take at once, as float32."""
@@ -52,15 +66,18 @@ class Generation:
     """What a model answered to one prompt.
 
     ids: without the stop token. text: decoded, without special tokens. stopped: it ended with a stop token.
-    seconds: its share of the batch's wall time: an equal part of the time to read the prompts and, for each token that
-    it generated, of that step's time among the rows still running. These sum to the time the whole call computed, so
-    they measure cost, not how long one user alone would wait.
+    seconds: its share of the time computed, by the tokens that each step read or went on from. These sum to the time
+    that the whole call computed, so they measure cost. first_token_seconds: from when its prompt was taken up to its
+    first token. per_token_seconds: the mean between one token and the next; 0 where there is one alone. Both are what
+    one user would wait for among so many others; with a batch of one, alone.
     """
 
     ids: tuple[int, ...]
     text: str
     stopped: bool
     seconds: float
+    first_token_seconds: float = 0.0
+    per_token_seconds: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -80,7 +97,7 @@ def generate(
     loaded: Loaded,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | Sequence[int] = 64,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -90,25 +107,62 @@ def generate(
 ) -> list[Generation]:
     """Answer every prompt (a list of token ids); the answers come in the prompts' order.
 
-    temperature 0 is greedy. seed: of the draws otherwise; each prompt has a generator of its own. on_progress: called
-    after each batch. should_stop: asked before every token; when it says so, Interrupted is raised.
+    max_new_tokens: of every answer, or of each. temperature 0 is greedy. seed: of the draws otherwise; each prompt has
+    a generator of its own. on_progress: called when answers are finished. should_stop: asked before every token; when
+    it says so, Interrupted is raised.
     Raises DataError for an empty prompt or one that leaves no room in the context.
     """
-    sampling = Sampling(temperature, top_p)
-    speaker = _Speaker(loaded, sampling, should_stop or _never)
+    found: dict[int, Generation] = {}
+    for finished in answers(
+        loaded,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        batch_size=batch_size,
+        should_stop=should_stop,
+    ):
+        found.update(finished)
+        if on_progress is not None:
+            on_progress(len(found), len(prompts))
+    return [found[index] for index in range(len(prompts))]
+
+
+def answers(
+    loaded: Loaded,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int] = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    done: Collection[int] = (),
+    should_stop: Callable[[], bool] | None = None,
+) -> Iterator[list[tuple[int, Generation]]]:
+    """As `generate`, but gives answers, each with its prompt's index, as soon as they are finished.
+
+    done: prompts that are answered already. Which prompts are in one batch follows from all prompts, so those left get
+    the bits that they would have got: a batch that is not all done is computed again as a whole, and given again.
+    """
+    speaker = _Speaker(loaded, Sampling(temperature, top_p), should_stop or _never)
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     rows = [
-        _Row(tuple(prompt), speaker.room(index, prompt, max_new_tokens), draw)
-        for index, (prompt, draw) in enumerate(zip(prompts, generators(prompts, seed), strict=True))
+        _Row(tuple(prompt), speaker.room(index, prompt, limit), draw)
+        for index, (prompt, limit, draw) in enumerate(zip(prompts, limits, generators(prompts, seed), strict=True))
     ]
-    done = 0
-    with _reading(loaded.model):
-        for batch in length_batches([len(p) for p in prompts], batch_size):
-            for _ in speaker.steps([rows[index] for index in batch]):
-                pass
-            done += len(batch)
-            if on_progress is not None:
-                on_progress(done, len(rows))
-    return [speaker.generation(row) for row in rows]
+    batches = speaker.batches([row.prompt for row in rows], batch_size)
+    opening = speaker.opening([row.prompt for row in rows])
+    places = {id(row): index for index, row in enumerate(rows)}
+    with _evaluating(loaded.model):
+        for batch in batches:
+            if all(index in done for index in batch):
+                continue
+            steps = speaker.steps([rows[index] for index in batch], batch_size, opening)
+            while (finished := _next(steps)) is not None:
+                if finished:
+                    yield [(places[id(row)], speaker.generation(row)) for row in finished]
 
 
 def stream(
@@ -129,15 +183,15 @@ def stream(
     speaker = _Speaker(loaded, Sampling(temperature, top_p), _never)
     row = _Row(tuple(prompt), speaker.room(0, prompt, max_new_tokens), generators([prompt], seed)[0])
     given = ""
-    steps = speaker.steps([row])
-    while not (should_stop is not None and should_stop()):
-        with _reading(loaded.model):  # left before every yield: inference mode would leak into the caller's code
-            if not next(steps, False):
+    steps = speaker.steps([row], 1, ())
+    with _evaluating(loaded.model):
+        while not (should_stop is not None and should_stop()):
+            if _next(steps) is None:
                 break
-        whole = _without_torn_end(speaker.decode(row.ids))
-        if whole.startswith(given) and len(whole) > len(given):
-            yield whole[len(given) :]
-            given = whole
+            whole = _without_torn_end(speaker.decode(row.ids))
+            if whole.startswith(given) and len(whole) > len(given):
+                yield whole[len(given) :]
+                given = whole
     rest = speaker.decode(row.ids)[len(given) :]
     if rest:
         yield rest
@@ -148,8 +202,7 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
     A batch holds at most `batch_size` prompts, the shortest with at least SPREAD of the longest one's length.
     """
-    if batch_size < 1:
-        raise DataError("batch_size must be at least 1", where="batch_size", value=batch_size)
+    _check_batch_size(batch_size)
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         fits = batches and len(batches[-1]) < batch_size and lengths[index] >= SPREAD * lengths[batches[-1][0]]
@@ -158,6 +211,11 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
         else:
             batches.append([index])
     return batches
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise DataError("batch_size must be at least 1", where="batch_size", value=batch_size)
 
 
 @dataclass
@@ -170,6 +228,8 @@ class _Row:
     ids: list[int] = field(default_factory=list)
     stopped: bool = False
     seconds: float = 0.0
+    first_seconds: float = 0.0
+    later_seconds: float = 0.0
 
     @property
     def finished(self) -> bool:
@@ -180,6 +240,14 @@ class _Row:
             self.stopped = True
         else:
             self.ids.append(token)
+
+    def waited(self, seconds: float, share: float) -> None:
+        """The step that gave its last token took `seconds`, of which `share` was for it."""
+        self.seconds += share * seconds
+        if len(self.ids) + self.stopped > 1:
+            self.later_seconds += seconds
+        else:
+            self.first_seconds = seconds
 
 
 class _Speaker:
@@ -201,6 +269,11 @@ class _Speaker:
         ids = sorted({i for i in special - self.stops if i < size} | set(range(len(self.tokenizer), size)))
         return torch.tensor(ids, device=self.model.device) if ids else None
 
+    @cached_property
+    def body(self) -> Body | None:
+        """The model's blocks for our own forward pass, where it is of a kind that has one."""
+        return body_for(self.model, self.context)
+
     def room(self, index: int, prompt: Sequence[int], wanted: int) -> int:
         """How many tokens may follow a prompt: those wanted, or what the context has left."""
         if wanted < 1:
@@ -217,50 +290,101 @@ class _Speaker:
             )
         return min(wanted, left)
 
+    def batches(self, prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+        """Indices of prompts, longest first, in parts that are computed apart from one another."""
+        lengths = [len(prompt) for prompt in prompts]
+        if self.body is None:
+            return length_batches(lengths, batch_size)
+        _check_batch_size(batch_size)
+        order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+        size = REFILLS * batch_size
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def opening(self, prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """What all prompts begin with and is worth reading once; at least a token of each is left."""
+        if self.body is None or len(prompts) < 2:
+            return ()
+        first, last = min(prompts), max(prompts)  # in order: what these two share, all share
+        shortest = min(map(len, prompts)) - 1
+        same = next((i for i in range(shortest) if first[i] != last[i]), shortest)
+        return first[:same] if same >= SHARED else ()
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, exactly as the tokenizer has it."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
     def generation(self, row: _Row) -> Generation:
-        return Generation(tuple(row.ids), self.decode(row.ids), row.stopped, row.seconds)
+        tokens = len(row.ids) + row.stopped
+        between = row.later_seconds / (tokens - 1) if tokens > 1 else 0.0
+        return Generation(tuple(row.ids), self.decode(row.ids), row.stopped, row.seconds, row.first_seconds, between)
 
-    def steps(self, rows: Sequence[_Row]) -> Iterator[bool]:
-        """Answer a batch; yields True after every token. Rows are changed in place."""
+    def steps(self, rows: Sequence[_Row], batch_size: int, opening: Sequence[int]) -> Iterator[list[_Row]]:
+        """Answer these; yields the rows that are finished after every token. Rows are changed in place."""
+        return self._refilled(rows, batch_size, opening) if self.body is not None else self._padded(rows)
+
+    def _refilled(self, rows: Sequence[_Row], slots: int, opening: Sequence[int]) -> Iterator[list[_Row]]:
+        """Up to `slots` rows at a time; whichever is finished makes room for the next one."""
+        assert self.body is not None
+        decoder = Decoder(self.body, min(slots, len(rows)), opening)
+        waiting, live = deque(rows), list[_Row]()
+        then = perf_counter()
+        while live or waiting:
+            self._check_stop()
+            new: list[_Row] = []
+            read = 0
+            while waiting and len(live) + len(new) < slots:
+                read += len(waiting[0].prompt) - decoder.prefix
+                if new and read > READ_AT_ONCE:
+                    break
+                new.append(waiting.popleft())
+            logits_sv = decoder.step([row.ids[-1] for row in live], [row.prompt for row in new])
+            sizes = [1] * len(live) + [len(row.prompt) - decoder.prefix for row in new]
+            live += new
+            self._choose(logits_sv, live)
+            now = perf_counter()
+            self._tell_time(live, sizes, now - then)
+            then = now
+            finished = [row for row in live if row.finished]
+            if finished:
+                order = decoder.keep([slot for slot, row in enumerate(live) if not row.finished])
+                live = [live[slot] for slot in order]
+            yield finished
+
+    def _padded(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+        """All rows at once through the model's own forward pass, padded on the left. Finished ones are dropped."""
         cache = DynamicCache(config=self.model.config)
         ids_bt, mask_bt = self._pad_left(rows)
         positions_bt = (mask_bt.cumsum(-1) - 1).clamp(min=0)
-        live, waiting = list(rows), list(rows)
+        live = list(rows)
+        held = list(range(len(rows)))  # which row of `rows` stands in each row of the cache
         then = perf_counter()
-        while waiting:
-            if self.should_stop():
-                raise Interrupted("generation was stopped", cure="run the same command again")
-            chosen = self._step(ids_bt, mask_bt, positions_bt, cache, live)
-            for row, token in zip(live, chosen, strict=True):
-                if not row.finished:
-                    row.take(token, self.stops)
+        while live:
+            self._check_stop()
+            logits_bv = self._forward(ids_bt, mask_bt, positions_bt, cache)
+            open_slots = [slot for slot, row in enumerate(held) if not rows[row].finished]
+            self._choose(logits_bv[open_slots], live)
             now = perf_counter()
-            for row in waiting:
-                row.seconds += (now - then) / len(waiting)
+            self._tell_time(live, [1] * len(live), now - then)
             then = now
-            yield True
-            kept = [i for i, row in enumerate(live) if not row.finished]
-            waiting = [live[i] for i in kept]
-            if not waiting:
+            finished = [row for row in live if row.finished]
+            live = [row for row in live if not row.finished]
+            yield finished
+            if not live:
                 return
-            if len(live) - len(kept) >= COMPACT_SHARE * len(live):
+            kept = [slot for slot, row in enumerate(held) if not rows[row].finished]
+            if len(held) - len(kept) >= COMPACT_SHARE * len(held):
                 index = torch.tensor(kept, device=ids_bt.device)
                 cache.batch_select_indices(index)
                 mask_bt, positions_bt = mask_bt[index], positions_bt[index]
-                live, chosen = waiting, [chosen[i] for i in kept]
-            ids_bt = torch.tensor(chosen, device=ids_bt.device)[:, None]
+                held = [held[slot] for slot in kept]
+            last = [rows[row].ids[-1] if rows[row].ids else 0 for row in held]
+            ids_bt = torch.tensor(last, device=ids_bt.device)[:, None]
             mask_bt = functional.pad(mask_bt, (0, 1), value=1)
             # a row that is finished but not yet dropped stays where it is: it must not run past the context
             positions_bt = (positions_bt[:, -1:] + 1).clamp(max=self.context - 1)
 
-    def _step(
-        self, ids_bt: Tensor, mask_bt: Tensor, positions_bt: Tensor, cache: DynamicCache, live: Sequence[_Row]
-    ) -> list[int]:
+    def _forward(self, ids_bt: Tensor, mask_bt: Tensor, positions_bt: Tensor, cache: DynamicCache) -> Tensor:
         out = self.model(
             input_ids=ids_bt,
             attention_mask=mask_bt,
@@ -269,7 +393,24 @@ class _Speaker:
             use_cache=True,
             logits_to_keep=1,
         )
-        return self.sampling.choose(forbid(out.logits[:, -1], self.banned), [row.draw for row in live])
+        logits_bv: Tensor = out.logits[:, -1]
+        return logits_bv
+
+    def _choose(self, logits_sv: Tensor, live: Sequence[_Row]) -> None:
+        """Take the next token of each row."""
+        chosen = self.sampling.choose(forbid(logits_sv, self.banned), [row.draw for row in live])
+        for row, token in zip(live, chosen, strict=True):
+            row.take(token, self.stops)
+
+    def _check_stop(self) -> None:
+        if self.should_stop():
+            raise Interrupted("generation was stopped", cure="run the same command again")
+
+    @staticmethod
+    def _tell_time(live: Sequence[_Row], sizes: Sequence[int], seconds: float) -> None:
+        whole = sum(sizes)
+        for row, size in zip(live, sizes, strict=True):
+            row.waited(seconds, size / whole)
 
     def _pad_left(self, rows: Sequence[_Row]) -> tuple[Tensor, Tensor]:
         """Ids and mask of the prompts. What stands in the padding does not matter; id 0 always exists."""
@@ -278,6 +419,23 @@ class _Speaker:
         mask = [[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
         device = self.model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _next(steps: Iterator[list[_Row]]) -> list[_Row] | None:
+    """One step, None when there is none. Inference mode is left before a generator yields, or it would leak."""
+    with torch.inference_mode():
+        return next(steps, None)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """No dropout; the model's mode is put back."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _without_torn_end(text: str) -> str:

@@ -39,12 +39,15 @@ class Sampling:
 
         Raises ModelError where the logits hold NaN.
         """
-        if bool(logits_bv.isnan().any()):
+        top_b, first_b = logits_bv.max(-1)  # NaN is above all numbers here
+        if bool(top_b.isnan().any()):
             raise ModelError(
                 "the model's output is not a number", cure="its training diverged: lower the learning rate"
             )
         if self.temperature == 0:
-            return greedy(logits_bv)
+            once = bool(((logits_bv == top_b[:, None]).sum(-1) == 1).all())
+            chosen: list[int] = first_b.tolist()
+            return chosen if once else greedy(logits_bv)
         uniform = [draw.random() for draw in draws]
         return _drawn(logits_bv, self.temperature, self.top_p, uniform)
 
