@@ -153,6 +153,21 @@ def report(recipe: RecipeFile, overrides: Overrides = None, store: StoreFolder =
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A folder in runs/, a recipe, recipe/step, recipe/contender.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="As A. Differences are A minus B.")],
+    store: StoreFolder = STORE,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page too.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON too.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a spreadsheet's CSV too.")] = None,
+) -> None:
+    """Compare any two, item by item, where they were asked the same: intervals, paired tests, verdicts."""
+    from metier.cli.compare import compare_two
+
+    compare_two(a, b, store, html=html, json_file=json, csv_file=csv)
+
+
+@app.command()
 def chat(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="recipe/step, a folder, or a built-in model.")],
     ask: Annotated[str | None, typer.Option("--ask", metavar="QUESTION", help="Answer this and end.")] = None,

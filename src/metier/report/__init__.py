@@ -9,6 +9,7 @@
     seen.py         contamination: what of the test was seen in training
     gallery.py      which other plots there is data for; charts.py: how they are drawn
     markdown.py     the page's content as Markdown; spreadsheet.py: the leaderboard as CSV
+    compare.py      any two runs, steps or contenders, item by item
     partial.py      `leaderboards_partial.json` while answers are made
     wording.py      numbers, verdicts and model text as readable, harmless strings
     lineage.py      the picture of the steps; plots.py: intervals and curves. Both plain SVG

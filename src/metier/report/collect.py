@@ -381,6 +381,11 @@ def _score(row: Row) -> Score:
     )
 
 
+def rows_of(step: Step, file: str) -> Iterator[Row]:
+    """The objects of a JSONL file of a step's artifact; none where it has no such file."""
+    return _rows(step.artifact.files / file)
+
+
 def _rows(path: Path) -> Iterator[Row]:
     """The objects of a JSONL file; none where the step wrote no such file."""
     if not path.exists():

@@ -8,6 +8,7 @@ text stays text.
 
 import base64
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ class Done:
     seconds: float | None
 
 
-def environment(run: Run) -> jinja2.Environment:
-    """The templates with their filters; every value is escaped, and spelt out where it hides."""
+def environment(label: Callable[[str], str]) -> jinja2.Environment:
+    """The templates with their filters; every value is escaped, and spelt out where it hides. label: a model's name."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -67,7 +68,8 @@ def environment(run: Run) -> jinja2.Environment:
         group_title=lambda name: wording.group(name)[0],
         clip=lambda text: wording.cut(text, TEXT_LIMIT),
         mark=legend_marker,
-        label=run.label,
+        signed=wording.signed,
+        label=label,
     )
     made.globals.update(style=_own("style.css"), script=_own("sort.js"), policy=policy())
     return made
@@ -94,7 +96,7 @@ def render(run: Run, board: Board) -> str:
     """The page."""
     final = final_model(run)
     return (
-        environment(run)
+        environment(run.label)
         .get_template("report.html.j2")
         .render(
             run=run,

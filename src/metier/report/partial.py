@@ -128,7 +128,7 @@ class PartialBoard:
             metric
             for stage in self._stages.values()
             if stage.get("kind") == "score" and stage.get("answers") == name
-            for metric in (stage.get("metrics") or ())  # type: ignore[union-attr]
+            for metric in (stage.get("metrics") or ())
             if isinstance(metric, str)
         ]
         whole = all(q.reference.strip() for q in questions.values())
@@ -169,7 +169,7 @@ class PartialBoard:
             "questions": len(step.questions),
             "common": len(common),
             "ranked_by": {"metric": first, "group": "all"},
-            "contenders": rows,  # type: ignore[dict-item]
+            "contenders": rows,
         }
 
     def _row(self, step: _Step, name: str, follower: Follower, common: Sequence[str]) -> Row:

@@ -57,13 +57,22 @@ def _lines(run: Run, board: Board) -> Iterable[list[Cell | bool]]:
             for row in scores.rows:
                 if row.contender != contender.name:
                     continue
-                middle = [scores.step, row.metric, row.group, row.n, row.mean, row.low, row.high, scores.confidence]
-                told = [row.higher_is_better]
+                middle: list[Cell | bool] = [
+                    scores.step,
+                    row.metric,
+                    row.group,
+                    row.n,
+                    row.mean,
+                    row.low,
+                    row.high,
+                    scores.confidence,
+                ]
+                middle.append(row.higher_is_better)
                 for v in row.versus or (None,):
                     seven: list[Cell | bool] = [None] * 8
                     if v is not None:
                         seven = [v.against, v.difference, v.low, v.high, v.p, v.p_holm, v.verdict, v.detectable]
-                    yield [*first, *middle, *told, *seven, *last]
+                    yield [*first, *middle, *seven, *last]
 
 
 def _number(value: object) -> float | int | None:
