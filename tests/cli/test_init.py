@@ -150,6 +150,35 @@ def test_pubmedqa_with_its_fixed_test(metier: Metier, shared: Path):
     assert made["split"]["ids"]["test"].endswith("test_ground_truth.json")
     assert "test_fraction" not in made
     sound("pqa.yaml")
+    code, out, _ = metier("check", "pqa.yaml")
+    assert code == 0, "questions that the seedling cannot read whole are left out"
+    assert "rows that are pinned to test are left out by a filter" in out
+
+
+def test_a_column_of_splits_is_used(metier: Metier):
+    parts = ["train"] * 20 + ["val"] * 3 + ["test"] * 4
+    lines("all.jsonl", [row | {"split": part} for row, part in zip(questions(27), parts, strict=True)])
+    code, out, err = metier("init", "all.jsonl")
+    assert (code, err) == (0, "")
+    assert "1 file: examples: question/answer, where 'split' is 'val'; to choose by" in out
+    made = steps()["questions"]
+    for role, value in (("sources", "train"), ("dev", "val"), ("test", "test")):
+        assert made[role] == [{"path": "all.jsonl", "only": {"split": value}}]
+    assert "test_fraction" not in made
+    sound("recipe.yaml")
+    lines("odd.jsonl", [row | {"split": part} for row, part in zip(questions(27), ["a", "b", "c"] * 9, strict=True)])
+    assert metier("init", "odd.jsonl", "--out", "odd.yaml")[0] == 0
+    assert steps("odd.yaml")["questions"]["sources"] == [{"path": "odd.jsonl"}]
+
+
+def test_long_questions_are_left_out_of_the_test(metier: Metier):
+    fakes.save_tiny(Path("base"))
+    lines("train.jsonl", questions(40))
+    lines("test.jsonl", [*questions(5, start=50), {"question": "Why " * 60 + "?", "answer": "So."}])
+    code, _, err = metier("init", "train.jsonl", "test.jsonl", "--model", "base")
+    assert (code, err) == (0, "")
+    assert steps()["questions"]["max_question_chars"] == 200
+    assert metier("check", "recipe.yaml")[0] == 0
 
 
 def test_a_recipe_is_never_written_over(metier: Metier):

@@ -6,14 +6,15 @@ Looks at names and at the first rows of each file; nothing is read whole. What i
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from metier.core.errors import DataError
 from metier.data.files import kind_of
-from metier.data.readers import ROW_SUFFIXES, TEXT_SUFFIXES, first_rows, pick
+from metier.data.readers import ROW_SUFFIXES, TEXT_SUFFIXES, all_rows, first_rows, pick
 from metier.data.shapes import Wrong, find_shape, guess_field, guess_fields, rename
 
 Role = Literal["sources", "dev", "test", "ids"]
@@ -32,6 +33,10 @@ _NAMES: Mapping[str, Role] = {
 }
 _ABOUT = ("license", "licence", "readme", "copying", "notice", "changelog", "authors")
 """Names of files that tell about data and are none."""
+_TRAINED = ("train", "training")
+_COLUMNS = ("split", "partition", "subset", "fold")
+MOST_PARTS = 8
+"""Different values that a column of splits may have."""
 _GROUPS = ("group", "focus", "topic", "entity", "doc_id", "document_id", "source_id")
 
 
@@ -40,7 +45,8 @@ class Guess:
     """What a file seems to be.
 
     form: in words. role: what its name says it is for. fields: our names to its own, for examples. field: of the text,
-    for texts in rows. group: a field that rows which belong together seem to share.
+    for texts in rows. group: a field that rows which belong together seem to share. parts: (role, column, value), where
+    a column says what each row is for. only: the column and the values of the rows that are meant, where not all are.
     """
 
     path: Path
@@ -50,11 +56,13 @@ class Guess:
     fields: tuple[tuple[str, str], ...] = ()
     field: str = "text"
     group: str = ""
+    parts: tuple[tuple[Role, str, str], ...] = ()
+    only: tuple[str, tuple[str, ...]] | None = None
 
     @property
     def setting(self) -> tuple[str, ...]:
         """What has to be equal for two files to share one source."""
-        return (self.wanted, self.role, str(self.fields), self.field)
+        return (self.wanted, self.role, str(self.fields), self.field, str(self.only))
 
 
 def guess_all(paths: Iterable[Path]) -> tuple[list[Guess], list[Path]]:
@@ -67,7 +75,18 @@ def guess_all(paths: Iterable[Path]) -> tuple[list[Guess], list[Path]]:
     if len(about) < len(readable):
         readable = [path for path in readable if path not in about]
         left += about
-    return [guess(path) for path in readable], left
+    return [part for path in readable for part in _by_part(guess(path))], left
+
+
+def _by_part(found: Guess) -> list[Guess]:
+    """A guess for each role that a file's rows have."""
+    if not found.parts:
+        return [found]
+    column = found.parts[0][1]
+    values: dict[Role, list[str]] = {}
+    for role, _, value in found.parts:
+        values.setdefault(role, []).append(value)
+    return [replace(found, role=role, only=(column, tuple(some))) for role, some in values.items()]
 
 
 def guess(path: Path) -> Guess:
@@ -78,7 +97,28 @@ def guess(path: Path) -> Guess:
     if _is_id_list(path):
         return Guess(path, "ids", "ids", "ids")
     rows = first_rows(path, FIRST)
-    return _of_rows(path, rows)
+    found = _of_rows(path, rows)
+    return replace(found, parts=_parts(path, rows[0])) if found.role == "sources" else found
+
+
+def _parts(path: Path, row: Mapping[str, Any]) -> tuple[tuple[Role, str, str], ...]:
+    """A column named `split` that says of each row what it is for, with its values; only where all are understood."""
+    column = next((str(key) for key in row if str(key).strip().lower() in _COLUMNS), None)
+    if column is None or not isinstance(row[column], str):
+        return ()
+    values: Counter[str] = Counter()
+    try:
+        for each in all_rows(path):
+            value = each.get(column)
+            values[value.strip() if isinstance(value, str) else ""] += 1
+            if len(values) > MOST_PARTS:
+                return ()
+    except DataError:
+        return ()  # whoever reads it says what is wrong
+    roles = {value: "sources" if value.lower() in _TRAINED else _NAMES.get(value.lower()) for value in values}
+    if len(roles) < 2 or None in roles.values() or "sources" not in roles.values():
+        return ()
+    return tuple((role, column, value) for value, role in roles.items() if role is not None)
 
 
 def _of_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Guess:
@@ -129,7 +169,7 @@ def _role(path: Path) -> Role:
     for word in reversed(re.split(r"[^a-z]+", path.name.split(".")[0].lower())):
         if word in _NAMES:
             return _NAMES[word]
-        if word in ("train", "training"):
+        if word in _TRAINED:
             return "sources"
     return _NAMES.get(path.parent.name.lower(), "sources")
 

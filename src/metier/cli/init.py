@@ -19,7 +19,7 @@ import typer
 
 from metier.cli.guess import Guess, guess_all
 from metier.cli.looking import make
-from metier.cli.proof import prove, tokenizer_for, too_long
+from metier.cli.proof import filling_questions, prove, tokenizer_for, too_long
 from metier.core.errors import DataError, InputError
 from metier.core.store import Store
 from metier.models.builtin import resolve
@@ -60,7 +60,7 @@ def write_recipe(data: Sequence[str], out: Path, model: str) -> None:
 
 def _told(guesses: Sequence[Guess], left: Sequence[Path]) -> Iterator[str]:
     """What was found, a line a form."""
-    counted = Counter((guess.wanted, guess.form, guess.role) for guess in guesses)
+    counted = Counter((guess.wanted, guess.form + _rows(guess), guess.role) for guess in guesses)
     use = {"sources": "to learn from", "dev": "to choose by", "test": "to test with", "ids": "as a fixed list"}
     for (wanted, form, role), count in counted.items():
         what = form if wanted == "ids" else f"{wanted}: {form}"
@@ -68,6 +68,11 @@ def _told(guesses: Sequence[Guess], left: Sequence[Path]) -> Iterator[str]:
     if left:
         names = ", ".join(path.name for path in left[:5]) + (" ..." if len(left) > 5 else "")
         yield f"left alone, as they hold neither text nor rows: {names}"
+
+
+def _rows(guess: Guess) -> str:
+    """Which rows of the file are meant, where not all are."""
+    return f", where {guess.only[0]!r} is {' or '.join(map(repr, guess.only[1]))}" if guess.only else ""
 
 
 def _write(guesses: Sequence[Guess], data: Sequence[str], out: Path, model: str) -> InputError | None:
@@ -81,7 +86,7 @@ def _write(guesses: Sequence[Guess], data: Sequence[str], out: Path, model: str)
             recipe = load_recipe(out)
             steps = {step.name: step for step in plan(recipe, Store(out.absolute().parent / ".metier"))}
             check(recipe, list(steps.values()))
-            fitted, problem = _fitted(recipe, steps, fit.rank)
+            fitted, problem = _fitted(recipe, steps, fit)
         except DataError as error:
             if not _raise_shares(shares, error):
                 return error
@@ -96,12 +101,15 @@ def _write(guesses: Sequence[Guess], data: Sequence[str], out: Path, model: str)
 
 @dataclass(frozen=True)
 class Fit:
-    """What the tune step needs to be told, for the examples to fit. longest: of them, in tokens. rank: of its LoRA."""
+    """What has to be said for the examples to fit the model. longest: of them, in tokens. rank: of its LoRA.
+    max_question_chars: of the data step, where some questions fill the model's context.
+    """
 
     rank: int = RANK
     max_length: int | None = None
     max_masked: float | None = None
     longest: int = 0
+    max_question_chars: int | None = None
 
 
 def _rank(model: str, root: Path) -> int:
@@ -113,28 +121,45 @@ def _rank(model: str, root: Path) -> int:
     return max(1, min(RANK, side // 2))
 
 
-def _fitted(recipe: Recipe, steps: Mapping[str, Planned], rank: int) -> tuple[Fit, InputError | None]:
-    """The settings by which the examples fit the model, and what is wrong with the questions still."""
+def _fitted(recipe: Recipe, steps: Mapping[str, Planned], fit: Fit) -> tuple[Fit, InputError | None]:
+    """The settings by which the examples fit the model, and what is wrong still. fit: those that the recipe has now."""
     if QUESTIONS not in steps:
-        return Fit(rank), None
+        return Fit(fit.rank), None
     with TemporaryDirectory(prefix="metier-init-") as aside:
         folder = make(recipe, steps[QUESTIONS], {}, Path(aside))
         assert folder is not None
+        asked = _longest_question(recipe, steps, folder)
+        if asked is not None:
+            return replace(fit, max_question_chars=asked), None
         stage = steps[ADAPTER].stage
         assert isinstance(stage, Tune)
         proof = prove(recipe, steps, ADAPTER, folder, shown=0)
         _, base = tokenizer_for(recipe, steps, stage.model, steps[ADAPTER].sources)
         assert proof is not None
         assert base is not None
-        wrong = too_long(recipe, steps, "answers", folder)
+        wrong = next(iter(too_long(recipe, steps, "answers", folder)), None)
+    fitted = Fit(fit.rank, max_question_chars=fit.max_question_chars)
     default = Tune.model_fields["max_masked"].default
     context = context_of(plain_config(base))
     if proof.beyond(min(context, LONGEST_BY_DEFAULT)) <= default:
-        return Fit(rank), wrong[0] if wrong else None
+        return fitted, wrong
     length = min(context, -(-proof.quantile(1 - default) // 64) * 64)
     over = proof.beyond(length)
     masked = None if over <= default else math.ceil(over * 100) / 100
-    return Fit(rank, length, masked, proof.lengths[-1]), wrong[0] if wrong else None
+    return replace(fitted, max_length=length, max_masked=masked, longest=proof.lengths[-1]), wrong
+
+
+def _longest_question(recipe: Recipe, steps: Mapping[str, Planned], folder: Path) -> int | None:
+    """Characters below those of every test question that fills a contender's context.
+
+    None where none does, or where so many do that leaving them out would leave no test.
+    """
+    found = list(filling_questions(recipe, steps, "answers", folder))
+    filling = [row for *_, rows in found for row in rows]
+    if not filling or any(2 * len(rows) > count for _, _, count, rows in found):
+        return None
+    shortest = min(sum(len(message.content) for message in row.messages[:-1]) for row in filling)
+    return max(1, (shortest - 1) // 100 * 100 or shortest - 1)
 
 
 def _raise_shares(shares: Shares, error: InputError) -> bool:
@@ -165,7 +190,7 @@ def _recipe(guesses: Sequence[Guess], data: Sequence[str], out: Path, model: str
     if texts:
         parts.append(_documents(texts, root, shares[ARTICLES]))
     if examples:
-        parts.append(_examples(examples, ids, root, shares[QUESTIONS]))
+        parts.append(_examples(examples, ids, root, shares[QUESTIONS], fit))
     small = model == "seedling"
     if texts:
         parts.append(_pretrain(model, small))
@@ -214,7 +239,7 @@ def _documents(texts: Sequence[Guess], root: Path, share: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _examples(examples: Sequence[Guess], ids: Sequence[Guess], root: Path, share: float) -> str:
+def _examples(examples: Sequence[Guess], ids: Sequence[Guess], root: Path, share: float, fit: Fit) -> str:
     roles = {guess.role for guess in examples}
     lines = [f"  # What to answer: {_forms(examples)}.", "  questions:", "    kind: examples"]
     for role in ("sources", "dev", "test"):
@@ -236,6 +261,12 @@ def _examples(examples: Sequence[Guess], ids: Sequence[Guess], root: Path, share
         lines.append(
             f"    # Rows may belong together by {group!r}: map it with `fields: {{group: {group}}}`, add `group` above."
         )
+    if fit.max_question_chars is not None:
+        lines += [
+            "    # Longer questions fill all that the model can read, and leave no room for an answer: they are left",
+            "    # out of every split, and listed. Scores are then of the others, not of the whole test.",
+            f"    max_question_chars: {fit.max_question_chars}",
+        ]
     lines += [
         "    # What is tested and also trained on is left out of training and listed; `stop` refuses to go on instead.",
         "    contamination: {action: drop}",
@@ -317,7 +348,7 @@ def _measure(model: str, *, texts: bool, examples: bool, held: bool) -> str:
 
 
 def _forms(guesses: Sequence[Guess]) -> str:
-    counted = Counter(guess.form for guess in guesses)
+    counted = Counter(form for _, form in dict.fromkeys((guess.path, guess.form) for guess in guesses))
     return "; ".join(f"{count} file{'s' * (count != 1)} with {form}" for form, count in counted.items())
 
 
@@ -330,6 +361,10 @@ def _sources(name: str, guesses: Sequence[Guess], root: Path) -> list[str]:
             more = ", fields: {" + ", ".join(f"{ours}: {_word(own)}" for ours, own in guess.fields) + "}"
         elif guess.wanted == "texts" and guess.field != "text":
             more = f", field: {_word(guess.field)}"
+        if guess.only:
+            column, values = guess.only
+            listed = _word(values[0]) if len(values) == 1 else "[" + ", ".join(map(_word, values)) + "]"
+            more += f", only: {{{_word(column)}: {listed}}}"
         lines.append(f"      - {{path: {_path(path, root)}{more}}}")
     return lines
 

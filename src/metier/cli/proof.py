@@ -252,29 +252,36 @@ def _look_at_all(
 
 def too_long(recipe: Recipe, steps: Mapping[str, Planned], name: str, folder: Path) -> list[DataError]:
     """Questions that fill a contender's context, for which an `answer` step would stop: an error a model."""
+    stage = steps[name].stage
+    assert isinstance(stage, Answer), name
+    return [
+        DataError(
+            f"{len(filling)} of {rows} questions fill the {context} tokens that {model!r} can read",
+            where=stage.questions,
+            value=", ".join(row.id for row in filling[:NAMED]),
+            cure="leave them out (`max_question_chars` of the data step), or use a model with a longer context",
+        )
+        for model, context, rows, filling in filling_questions(recipe, steps, name, folder, stage.limit or MOST)
+        if filling
+    ]
+
+
+def filling_questions(
+    recipe: Recipe, steps: Mapping[str, Planned], name: str, folder: Path, most: int = MOST
+) -> Iterator[tuple[str, int, int, list[Conversation]]]:
+    """(model, its context, questions looked at, those that fill it) for each contender of an `answer` step."""
     from metier.text.chat import encode_prompt
 
     stage = steps[name].stage
     assert isinstance(stage, Answer), name
-    rows = [conversation_of(row) for row in spread_rows(folder / f"{stage.split}.jsonl", stage.limit or MOST)[1]]
-    found = []
+    rows = [conversation_of(row) for row in spread_rows(folder / f"{stage.split}.jsonl", most)[1]]
     for model in stage.models:
         tokenizer, base = tokenizer_for(recipe, steps, model, steps[name].sources)
         if tokenizer is None or base is None:
             continue
         context = context_of(plain_config(base))
-        sizes = {row.id: len(encode_prompt(tokenizer, row.messages[:-1])) for row in rows}
-        filling = [row for row, size in sizes.items() if size >= context]
-        if filling:
-            found.append(
-                DataError(
-                    f"{len(filling)} of {len(rows)} questions fill the {context} tokens that {model!r} can read",
-                    where=stage.questions,
-                    value=", ".join(filling[:NAMED]),
-                    cure="shorten them, leave them out of the test, or use a model with a longer context",
-                )
-            )
-    return found
+        filling = [row for row in rows if len(encode_prompt(tokenizer, row.messages[:-1])) >= context]
+        yield model, context, len(rows), filling
 
 
 def tokenizer_for(

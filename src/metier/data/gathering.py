@@ -51,9 +51,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Left(Reject):
-    """A usable row that was not wanted. kind: what it is counted as: filtered, private."""
+    """A usable row that was not wanted. kind: what it is counted as: filtered, private. source_id: its source's id."""
 
     kind: str = "filtered"
+    source_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ def read(
                 pile.rows += 1
                 if isinstance(item, Reject):
                     pile.rejects.add(item)
+                    placer.leave(item.source_id if isinstance(item, Left) else None)
                 else:
                     _add(pile, item, number, domain, placer)
                     if grouper is not None and part.grouped:
@@ -186,6 +188,8 @@ def read(
     telling.tick(pile.rows, pile.size)
     pile.spool.flush()
     placer.finish()
+    for name, count in Counter(placer.left.values()).items():
+        telling.note(f"{count} rows that are pinned to {name} are left out by a filter: see rejects.jsonl")
     if grouper is not None:
         _regroup(pile, placer, grouper.keys())
     return pile

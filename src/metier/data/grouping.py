@@ -187,8 +187,8 @@ class Placer:
     """Says where an item goes.
 
     fractions: the expected share of groups for each split, the one to measure with first. rest: takes the others.
-    pinned: split by id. Ask `home` of every row whose split is open and `allow` of every row whose split is given, then
-    `finish`.
+    pinned: split by id. Ask `home` of every row whose split is open and `allow` of every row whose split is given, tell
+    `leave` of every row that a filter left out, then `finish`. left: ids that are pinned to a split and were left out.
     """
 
     fractions: Mapping[str, float]
@@ -196,6 +196,7 @@ class Placer:
     rest: str
     split: Split = field(default_factory=Split)
     pinned: Mapping[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
     _met: set[str] = field(default_factory=set)
 
     def home(self, key: str, row_id: str | None, where: str) -> str:
@@ -237,6 +238,12 @@ class Placer:
             value=row_id,
             cure="take the row out of this source, or the id off the list in split.ids",
         )
+
+    def leave(self, row_id: str | None) -> None:
+        """A row was there, but a filter left it out."""
+        if row_id is not None and self.pinned.get(row_id, NEVER) != NEVER:
+            self._met.add(row_id)
+            self.left[row_id] = self.pinned[row_id]
 
     def finish(self) -> None:
         """Raise DataError where an id that is pinned to a split was in no row."""

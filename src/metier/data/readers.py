@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from metier.core.errors import DataError
+from metier.core.errors import DataError, nearest
 from metier.data.files import Note, Problems, kind_of, lines, place, refuse, unified
 from metier.data.formats import hub as hubs
 from metier.data.formats import jsonfiles, markup, medquad, pdf, table
@@ -38,10 +38,12 @@ PLAIN_SUFFIXES = (".txt", ".text")
 PAGE_SUFFIXES = (".md", ".markdown", ".html", ".htm", ".pdf")
 TEXT_SUFFIXES = (*PLAIN_SUFFIXES, *PAGE_SUFFIXES)
 NEVER_PACKED = (".parquet", ".pdf")  # they are packed inside, and read from their end
+SHOWN_VALUES = 10
 LONG_TEXT = 16 * 2**20
 """Characters from which a plain text comes in pieces, so that memory holds one of them."""
 
 Wanted = Literal["texts", "examples"]
+Only = Mapping[str, str | list[str]]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,14 @@ def first_rows(path: Path, count: int) -> list[dict[str, Any]]:
     return found
 
 
+def all_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Every row of a file as it is. Raises DataError for what is wrong with one."""
+    rows = _Rows.of(path, lambda _text: None, False, ())
+    for _, row in rows.rows:
+        yield row
+    rows.problems.stop()
+
+
 def read_texts(
     path: Path | Hub,
     *,
@@ -112,14 +122,18 @@ def read_texts(
     note: Note,
     id_field: str = "id",
     keep: Sequence[str] = (),
+    only: Only | None = None,
     keep_going: bool = False,
 ) -> Iterator[Text | Reject]:
     """The texts of one file or data set. field: the rows' field that holds it; id_field: the one that holds the id.
 
-    Texts below `min_chars` characters are rejects. keep: fields of the rows to carry on in `meta`. keep_going: count
-    all problems of a file, instead of stopping at the twentieth.
+    Texts below `min_chars` characters are rejects. keep: fields of the rows to carry on in `meta`. only: values by
+    field; rows without one of them are passed over. keep_going: count all problems of a file, instead of stopping at
+    the twentieth.
     """
     if not isinstance(path, Hub) and kind_of(path) in TEXT_SUFFIXES:
+        if only:
+            refuse(path, "`only` chooses rows, and this file has none", value=only, cure="leave `only` out")
         _check_packing(path)
         for text in _whole(path, note, keep_going):
             yield _long_enough(text, min_chars, {"text": text.text})
@@ -130,7 +144,7 @@ def read_texts(
         text = Text(where, id_of(row, id_field), text_of(row, field), group, meta_of(row, keep))
         return _long_enough(text, min_chars, row)
 
-    yield from _items(_Rows.of(path, note, keep_going, TEXT_SUFFIXES), made)
+    yield from _items(_Rows.of(path, note, keep_going, TEXT_SUFFIXES), made, only)
 
 
 def read_examples(
@@ -139,11 +153,12 @@ def read_examples(
     fields: Mapping[str, str] | None = None,
     note: Note,
     keep: Sequence[str] = (),
+    only: Only | None = None,
     keep_going: bool = False,
 ) -> Iterator[Example | Reject]:
     """The conversations of one file or data set. fields: our names to the rows' own: {"question": "q", "answer": "a"}.
 
-    keep, keep_going: as in `read_texts`.
+    keep, only, keep_going: as in `read_texts`.
     """
     fields = fields or {}
     rows = _Rows.of(path, note, keep_going, ())
@@ -161,7 +176,7 @@ def read_examples(
         meta = meta_of(row, (*rows.meta, *keep))
         return Example(where, id_of(renamed), messages, _name(renamed.get("group")), meta)
 
-    yield from _items(rows, made)
+    yield from _items(rows, made, only)
 
 
 @dataclass(frozen=True)
@@ -200,12 +215,15 @@ class _Rows:
         return cls(rows, problems, source.name, alike, medquad.META if kind == ".xml" else ())
 
 
-def _items(rows: _Rows, made: Callable[[str, Mapping[str, Any]], Any]) -> Iterator[Any]:
+def _items(rows: _Rows, made: Callable[[str, Mapping[str, Any]], Any], only: Only | None = None) -> Iterator[Any]:
     """What `made` makes of each row; what is wrong with rows is raised at the end, as is a file without any."""
     problems, count, ids = rows.problems, 0, _Ids()
+    chosen = _Chosen(only) if only else None
     for number, row in rows.rows:
         count += 1
         try:
+            if chosen and not chosen.holds(row):
+                continue
             item = made(f"{rows.name}:{place(number, problems.unit)}", row)
             if not isinstance(item, Reject):
                 ids.check(item.id)
@@ -216,10 +234,40 @@ def _items(rows: _Rows, made: Callable[[str, Mapping[str, Any]], Any]) -> Iterat
         else:
             yield item
     problems.stop()
+    if chosen and chosen.none and count:
+        cure = f"values in the file are {chosen.told}"
+        raise DataError("no row has the values in `only`", where=str(problems.path), value=only, cure=cure)
     if count == 0:
         raise DataError(
             "the file holds no row", where=str(problems.path), cure="remove it from the source's path, or fill it"
         )
+
+
+class _Chosen:
+    """Says which rows are read. Raises Wrong where a row lacks a field that decides it."""
+
+    def __init__(self, only: Only) -> None:
+        self._wanted = {name: {values} if isinstance(values, str) else set(values) for name, values in only.items()}
+        self._met: dict[str, dict[str, None]] = {name: {} for name in only}
+        self.none = True
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row has one of the values in every field."""
+        found = True
+        for name, wanted in self._wanted.items():
+            if name not in row:
+                raise Lacking(f"the field {name!r} (of `only`) is missing", sorted(map(str, row)), nearest(name, row))
+            value = _name(row[name])
+            if len(self._met[name]) < SHOWN_VALUES:
+                self._met[name][value] = None
+            found = found and value in wanted
+        self.none = self.none and not found
+        return found
+
+    @property
+    def told(self) -> str:
+        """The fields' first values, as they were met."""
+        return "; ".join(f"{name}: {', '.join(map(repr, values))}" for name, values in self._met.items())
 
 
 class _Ids:

@@ -19,6 +19,8 @@ class Origin(Config):
     """A data set of the Hugging Face hub at one commit, or a local folder laid out like one, instead of a path."""
     keep: list[str] = Field(default_factory=list)
     """Further fields of the rows to carry along, as `meta`."""
+    only: dict[str, str | list[str]] = Field(default_factory=dict)
+    """Read only the rows in which these fields hold this value, or one of these: {split: train}."""
     weight: float | None = Field(None, gt=0)
     """How much of an epoch's tokens come from this source, beside the weights of the others: 3 and 1 are three quarters
     and one quarter. Left out for all sources, every row is read once an epoch. Give all of them one, or none."""

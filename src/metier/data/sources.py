@@ -36,7 +36,8 @@ BATCH_ROWS = 2000
 
 @dataclass
 class Reading:
-    """Reads sources. by_row: every row is a group of its own. pool: treats rows, for large sources."""
+    """Reads sources. by_row: every row is a group of its own. pool: treats rows, for large sources. most_asked: of
+    examples, the characters before the answer above which they are left out."""
 
     sources: Mapping[str, Source]
     treat: Treatment
@@ -44,6 +45,7 @@ class Reading:
     note: Callable[[str], None]
     by_row: bool = False
     pool: "Pool | None" = None
+    most_asked: int | None = None
     _rows: int = 0
 
     def documents(self, source: TextSource, min_chars: int) -> Read:
@@ -56,6 +58,7 @@ class Reading:
                 note=self.note,
                 id_field=source.id_field,
                 keep=source.keep,
+                only=source.only,
                 keep_going=self.faults.keep_going,
             )
             yield from self._prepared(self.faults.of(found), partial(_document, min_chars=min_chars))
@@ -68,9 +71,12 @@ class Reading:
                 fields=source.fields,
                 note=self.note,
                 keep=source.keep,
+                only=source.only,
                 keep_going=self.faults.keep_going,
             )
-            yield from self._prepared(self.faults.of(found), partial(_conversation, system=system))
+            yield from self._prepared(
+                self.faults.of(found), partial(_conversation, system=system, most_asked=self.most_asked)
+            )
 
     def pairs(self, refusals: Refusals, system: str | None) -> Read:
         """Refusals, each followed by its twin. A pair of which one cannot be used goes whole.
@@ -138,21 +144,28 @@ def _document(treat: Treatment, text: Text, *, min_chars: int) -> Item | Reject:
     treated = treat(text.where, [text.text])
     (found,) = treated.texts
     if treated.kind:
-        return Left(text.where, treated.reason, {"id": text.id, "text": text.text}, treated.kind)
+        return Left(text.where, treated.reason, {"id": text.id, "text": text.text}, treated.kind, text.id)
     if len(found) < min_chars:
         return Reject(text.where, f"shorter than {min_chars} characters", {"id": text.id, "text": text.text})
     item = Document(text.id or content_id(digest(found)), found)
     return _item(text.where, item, text.meta, source_id=text.id, group=text.group)
 
 
-def _conversation(treat: Treatment, example: Example, *, system: str | None) -> Item | Reject:
+def _conversation(
+    treat: Treatment, example: Example, *, system: str | None, most_asked: int | None = None
+) -> Item | Reject:
     treated = treat(example.where, [m.content for m in example.messages])
     if treated.kind:
         row = {"id": example.id, "messages": message_rows(example.messages)}
-        return Left(example.where, treated.reason, row, treated.kind)
+        return Left(example.where, treated.reason, row, treated.kind, example.id)
     messages = tuple(Message(m.role, t) for m, t in zip(example.messages, treated.texts, strict=True))
     if system is not None and messages[0].role != "system":
         messages = (Message("system", system), *messages)
+    asked = sum(len(message.content) for message in messages[:-1])
+    if most_asked is not None and asked > most_asked:
+        row = {"id": example.id, "messages": message_rows(messages)}
+        reason = f"question of more than {most_asked:,} characters: {asked:,}"
+        return Left(example.where, reason, row, source_id=example.id)
     item = Conversation(example.id or content_id(digest(message_rows(messages))), messages, example.group)
     return _item(example.where, item, example.meta, source_id=example.id, group=example.group)
 

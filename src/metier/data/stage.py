@@ -108,7 +108,9 @@ class Gathered(Stage):
         fractions = self._fractions()
         pinned = pins(self.split, lambda pattern: sources[pattern].paths)
         placer = Placer(fractions, self.seed, "train", self.split, pinned)
-        reading = Reading(sources, treatment, faults, telling.note, by_row="row" in self.split.by)
+        reading = Reading(
+            sources, treatment, faults, telling.note, by_row="row" in self.split.by, most_asked=self._most_asked()
+        )
         parts = self._parts(reading)
         order = (
             *self.measured,
@@ -161,6 +163,10 @@ class Gathered(Stage):
     def _shares(self) -> dict[str, float]:
         """What training mixes in, as about.json has it."""
         return {"replay_ratio": 0.0}
+
+    def _most_asked(self) -> int | None:
+        """Characters before the answer above which an example is left out."""
+        return None
 
     @abstractmethod
     def _weighted(self) -> Sequence[Origin]:
@@ -264,6 +270,9 @@ class Examples(Gathered):
     """Share of the sources' questions to use as test as well, chosen by the question and the seed."""
     system: str | None = Field(None, min_length=1)
     """System message for the examples that bring none of their own."""
+    max_question_chars: int | None = Field(None, ge=1)
+    """Examples with more characters before their answer are left out of every split, and listed in `rejects.jsonl`: a
+    test that no contender can read whole measures something else. null: any length."""
     replay: ExampleReplay | None = None
     """General examples to mix in when training, against forgetting."""
     refusals: Refusals | None = None
@@ -287,6 +296,9 @@ class Examples(Gathered):
                 f"replay and refusals together are {mixed:.0%} of what is trained on: leave room for `sources`"
             )
         return self
+
+    def _most_asked(self) -> int | None:
+        return self.max_question_chars
 
     def _weighted(self) -> Sequence[ExampleSource]:
         return self.sources
