@@ -12,10 +12,10 @@ import pytest
 from pydantic import ValidationError
 from tests.fakes import CONTEXT, save_tiny
 
-from metier.core.errors import DataError, Interrupted, MetierError, ModelError, RecipeError
+from metier.core.errors import DataError, Interrupted, MetierError, MissingExtra, ModelError, RecipeError
 from metier.core.events import Events
-from metier.core.stage import Context, Source, Stage
-from metier.evaluate import answering, reading
+from metier.core.stage import Context, Source, Stage, references
+from metier.evaluate import answering, metrics, reading
 from metier.evaluate.metrics import METRICS
 from metier.evaluate.stage import Answer, MetricName, Perplexity, Score
 from metier.text.artifacts import write_jsonl
@@ -346,6 +346,87 @@ def test_metrics_are_known_once_and_by_name():
     with pytest.raises(RecipeError, match="same thing twice"):
         Score(answers="a", metrics=["rouge_l", "rouge_l"]).check({"a": Source("a", (), "", "")})
     assert set(MetricName.__args__) == set(METRICS)  # type: ignore[attr-defined]
+    with pytest.raises(ValidationError, match="it needs a model"):
+        Score.model_validate({"answers": "a", "metrics": ["bertscore"]})
+    with pytest.raises(ValidationError, match="give each an entry of its own"):
+        Score.model_validate({"answers": "a", "metrics": [{"semantic": {"model": "m"}, "bertscore": {"model": "m"}}]})
+    twice = Score.model_validate({"answers": "a", "metrics": [{"semantic": {"model": m}} for m in "ab"]})
+    with pytest.raises(RecipeError, match="same thing twice"):
+        twice.check({"a": Source("a", (), "", "")})
+
+
+def test_a_metric_that_cannot_be_measured_is_refused_before_anything_runs(
+    house: House, monkeypatch: pytest.MonkeyPatch
+):
+    scripted(house, {"base": ["x", "y"]}, ["x", ""])
+    with pytest.raises(DataError, match="question q1: the question has no reference"):
+        Score(answers="answers").check(house.sources)
+    monkeypatch.setattr(metrics, "find_spec", lambda package: None)
+    with pytest.raises(MissingExtra, match="'bleu'"):
+        Score(answers="answers", metrics=["bleu"]).check({"answers": Source("answers", (), "", "")})
+
+
+def test_a_metrics_model_is_part_of_what_scores_are_made_from():
+    step = Score.model_validate({"answers": "a", "metrics": ["rouge_l", {"semantic": {"model": "some/encoder"}}]})
+    assert [(r.field, r.value) for r in references(step)] == [
+        ("answers", "a"),
+        ("metrics.1.semantic.model", "some/encoder"),
+    ]
+
+
+def test_figures_of_the_whole_set_stand_beside_their_metric(house: House):
+    references = [f"the otter eats {i} crabs and urchins today" for i in range(20)]
+    said = {"base": ["the otter eats crabs"] * 20, "tuned": [r.replace("today", "now") for r in references]}
+    scripted(house, said, references, ["a"] * 10 + ["b"] * 10)
+    files, _ = house.run(Score(answers="answers", metrics=["bleu", "distinct_2"]))
+    found = scores(files)
+    whole, every = found["tuned", "corpus_bleu", "all"], found["base", "distinct_2_of_all", "all"]
+    assert whole["low"] <= whole["mean"] <= whole["high"]
+    assert (whole["n"], whole["versus"], whole["method"]) == (20, [], "bca")
+    assert (every["mean"], every["low"], every["method"]) == (3 / 60, None, "none")
+    assert found["base", "distinct_2_of_all", "b"]["mean"] == 3 / 30
+    assert found["tuned", "bleu", "all"]["versus"][0]["verdict"] == "better"
+    assert set(read(files / "items.jsonl")[0]) == {"id", "contender", "group", "bleu", "distinct_2"}
+
+
+def test_points_of_reference_are_shown_and_compared_with_nobody(house: House):
+    references = [f"crab {i}" for i in range(30)]
+    said = {"copy": ["?"] * 30, "base": ["no"] * 30, "tuned": references}
+    scripted(house, said, references)
+    kinds = {"copy": "trivial", "base": "model", "tuned": "model"}
+    path = house.root / "answers/files/contenders.json"
+    path.write_text(json.dumps([{"name": n, "model": n, "parameters": 1, "kind": k} for n, k in kinds.items()]))
+    files, _ = house.run(Score(answers="answers", metrics=["token_f1"]), "plain")
+    found, whole = scores(files), json.loads((files / "scores.json").read_text())
+    assert whole["contenders"] == kinds
+    assert whole["baseline"] == "base"
+    assert (found["copy", "token_f1", "all"]["versus"], found["copy", "token_f1", "all"]["n"]) == ([], 30)
+    files, _ = house.run(Score(answers="answers", metrics=["token_f1"], against=["base", "copy"]), "named")
+    assert [v["against"] for v in scores(files)["tuned", "token_f1", "all"]["versus"]] == ["base", "copy"]
+    assert scores(files)["copy", "token_f1", "all"]["versus"] == []
+
+
+def test_questions_that_belong_together_are_resampled_together(house: House):
+    references = [f"crab {i // 5}" for i in range(60)]
+    said = {"base": ["no"] * 60, "tuned": [r if i // 5 % 2 else "no" for i, r in enumerate(references)]}
+    scripted(house, said, references)
+    path = house.root / "answers/files/questions.jsonl"
+    rows = [row | {"meta": {"animal": f"a{i // 5}", "page": str(i)}} for i, row in enumerate(read(path))]
+    write_jsonl(path, rows)
+    gaps = {}
+    for key in (None, "animal", "page"):
+        files, _ = house.run(Score(answers="answers", metrics=["exact_match"], cluster=key), f"by-{key}")
+        gaps[key] = scores(files)["tuned", "exact_match", "all"]
+    assert gaps[None]["method"] == gaps["page"]["method"] == "wilson"
+    assert "cluster" in gaps["animal"]["method"]
+    assert gaps["animal"]["high"] - gaps["animal"]["low"] > 1.8 * (gaps[None]["high"] - gaps[None]["low"])
+    assert gaps["animal"]["versus"][0]["p"] > gaps[None]["versus"][0]["p"]
+    with pytest.raises(DataError, match=r"no question's meta has the entry(.|\n)*did you mean 'animal'"):
+        Score(answers="answers", cluster="animals").check(house.sources)
+    write_jsonl(path, [row | {"meta": {"cluster": f"a{i // 5}"}} for i, row in enumerate(rows)])
+    files, _ = house.run(Score(answers="answers", metrics=["exact_match"]), "told")
+    told = scores(files)["tuned", "exact_match", "all"]
+    assert (told["low"], told["high"]) == (gaps["animal"]["low"], gaps["animal"]["high"])
 
 
 # --- perplexity

@@ -5,15 +5,21 @@ metric reads it. An empty answer is an answer, and scores what it deserves. Impo
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metier.core.errors import DataError
+from metier.core.errors import DataError, nearest
 from metier.evaluate.exposure import FILE
 from metier.evaluate.metrics import Answered, Metric
 from metier.text.artifacts import read_answers, read_asked
+from metier.text.nouns import Question
+
+CLUSTER = "cluster"
+"""The entry of a question's meta that says what it belongs to, where no other is named."""
+SHOWN = ("trivial", "human")
+"""Kinds of contenders that are reference points: shown with their intervals, and compared with nobody."""
 
 Row = dict[str, Any]
 Answers = dict[str, list[Answered]]
@@ -41,7 +47,37 @@ def read_all(folder: Path) -> Answers:
 
 def contenders(folder: Path) -> list[str]:
     """The contenders' names in an `answers` artifact's files, in the recipe's order."""
-    return [str(c["name"]) for c in json.loads((folder / "contenders.json").read_text(encoding="utf-8"))]
+    return list(kinds(folder))
+
+
+def kinds(folder: Path) -> dict[str, str]:
+    """What each contender is: model, endpoint, trivial or human."""
+    found = json.loads((folder / "contenders.json").read_text(encoding="utf-8"))
+    return {str(one["name"]): str(one.get("kind", "model")) for one in found}
+
+
+def baseline(kinds: Mapping[str, str]) -> str:
+    """Whom the others are compared with where nothing else is said: the first contender that is no reference point."""
+    return next((name for name, kind in kinds.items() if kind not in SHOWN), next(iter(kinds)))
+
+
+def clusters(questions: Sequence[Question], key: str | None) -> dict[str, str] | None:
+    """What each question belongs to, by its id; None where each stands for itself.
+
+    key: the entry of their meta to go by; where None, `cluster`, if any has it. A question without it stands for
+    itself. Raises DataError where a named entry is nowhere.
+    """
+    entry = key or CLUSTER
+    told = [question.meta.get(entry, "") for question in questions]
+    if not any(told):
+        if key is None:
+            return None
+        found = {name for question in questions for name in question.meta}
+        raise DataError(
+            "no question's meta has the entry to cluster by", where="cluster", value=key, cure=nearest(key, found)
+        )
+    labels = {q.id: f"in {value}" if value else f"alone {q.id}" for q, value in zip(questions, told, strict=True)}
+    return labels if len(set(labels.values())) < len(labels) else None
 
 
 @dataclass(frozen=True)
@@ -65,33 +101,36 @@ def exposed(folder: Path) -> Exposed:
     return Exposed(seen, {"contamination": summary})
 
 
-def check_references(answers: Answers, metrics: Sequence[Metric]) -> None:
+def check_references(questions: Sequence[Question], metrics: Sequence[Metric]) -> None:
     """Raise DataError for the first question without a reference where a metric reads it."""
     readers = [m.name for m in metrics if m.reads_reference]
     if not readers:
         return
-    for item in next(iter(answers.values())):
-        if not item.reference.strip():
+    for question in questions:
+        if not question.reference.strip():
             raise DataError(
                 f"the question has no reference answer, which {readers[0]} compares with",
-                where=f"question {item.question.id}",
-                value=item.reference,
+                where=f"question {question.id}",
+                value=question.reference,
                 cure="give it an answer, or leave it out of the questions",
             )
 
 
 def item_rows(answers: Answers, metrics: Sequence[Metric]) -> list[Row]:
-    """One row for each contender and question, with every metric's value."""
-    return [
-        {
-            "id": item.question.id,
-            "contender": name,
-            "group": item.question.group,
-            **{m.name: m.measure(item) for m in metrics},
-        }
-        for name, items in answers.items()
-        for item in items
-    ]
+    """One row for each contender and question, with every metric's value. A contender at a time is measured whole."""
+    rows: list[Row] = []
+    for name, items in answers.items():
+        measured = {m.name: m.measure(items) for m in metrics}
+        rows += [
+            {
+                "id": item.question.id,
+                "contender": name,
+                "group": item.question.group,
+                **{metric: values[place] for metric, values in measured.items()},
+            }
+            for place, item in enumerate(items)
+        ]
+    return rows
 
 
 def _first_difference(wanted: Sequence[str], found: Sequence[str]) -> str:

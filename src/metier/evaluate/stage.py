@@ -9,29 +9,63 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from metier.core.errors import DataError, RecipeError, nearest
+from metier.core.errors import DataError, InputError, RecipeError, nearest
 from metier.core.stage import Context, ModelRef, Needs, Source, Stage
+from metier.engine.interface import Asking
+from metier.engine.remote import Endpoint, RemoteEngine
 from metier.evaluate.exposure import ExposureGate, expose, refuse_early, settle, ticker
-from metier.evaluate.metrics import METRICS, metric
-from metier.evaluate.scoring import check_references, contenders, exposed, item_rows, read_all
-from metier.text.artifacts import answers_path, read_documents, read_questions, write_json, write_jsonl
+from metier.evaluate.items import is_choices
+from metier.evaluate.metrics import METRICS, ModelMetric, cure_for, metric, require
+from metier.evaluate.metrics import Metric as Measured
+from metier.evaluate.scoring import (
+    SHOWN,
+    baseline,
+    check_references,
+    clusters,
+    contenders,
+    exposed,
+    item_rows,
+    kinds,
+    read_all,
+)
+from metier.evaluate.trivial import NAMES as BASELINES
+from metier.evaluate.trivial import Baseline, copies, nearest_answers
+from metier.text.artifacts import answers_path, read_asked, read_documents, read_questions, write_json, write_jsonl
 from metier.text.nouns import Document, Question
 
-MetricName = Literal["token_f1", "exact_match", "rouge_l", "stopped", "output_tokens", "length_ratio"]
+MetricName = Literal[
+    "token_f1",
+    "exact_match",
+    "rouge_1",
+    "rouge_2",
+    "rouge_l",
+    "bleu",
+    "chrf",
+    "tfidf",
+    "distinct_1",
+    "distinct_2",
+    "repetition",
+    "stopped",
+    "output_tokens",
+    "length_ratio",
+]
 
 
 class Answer(Stage):
     """Let every contender answer the same questions, once, for any number of scores to read.
 
-    Seconds of an answer are its share of its batch's time (see engine.local.Generation): cost, not waiting time.
+    Seconds of an answer are its share of its batch's time (see engine.local.Generation): cost, not waiting time. Every
+    answer is kept as it comes, so a run that was killed goes on where it was. Models from outside (Phi-3-mini,
+    Gemma, Falcon, OPT ...) are named by hub id or folder, models elsewhere by their endpoint.
     """
 
     kind: Literal["answer"] = "answer"
     produces: ClassVar[str] = "answers"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
-    models: list[ModelRef] = Field(min_length=1)
-    """The contenders: steps, built-in names, folders or hub ids. The first is what others are compared with."""
+    models: list[ModelRef | Endpoint] = Field(min_length=1)
+    """The contenders: steps, built-in names, folders, hub ids or `{endpoint: http://127.0.0.1:8080/v1, model: name}`,
+    with `key_env: NAME` where the server wants a key. The first is what others are compared with."""
     questions: Annotated[str, Needs("examples")]
     """The step whose conversations are asked; the last message of each is the reference."""
     split: Literal["test", "dev", "train"] = "test"
@@ -39,42 +73,81 @@ class Answer(Stage):
     max_new_tokens: int = Field(64, ge=1)
     """An answer is cut after so many tokens."""
     temperature: float = Field(0.0, ge=0)
-    """0 always takes the likeliest token; above, tokens are drawn, the more freely the higher."""
+    """0 always takes the likeliest token, which is what comparisons want: the same answers every time. Above, tokens
+    are drawn, the more freely the higher: 0.7 is lively, 1 is the model's own distribution."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Draw only among the likeliest tokens that together have this probability."""
+    """Where tokens are drawn: only among the likeliest that together have this probability; 0.9 cuts the tail."""
     seed: int = Field(0, ge=0)
-    """Of the draws. Each question has a generator of its own."""
+    """Of the draws. Each question has a generator of its own, by this and its text, so its answer does not depend on
+    the other questions; an endpoint gets this number plus the question's place."""
     limit: int | None = Field(None, ge=1)
     """Ask at most so many questions, evenly spaced over the split."""
     batch_size: int = Field(32, ge=1)
     """Questions answered at a time. Part of the identity: rounding differs, and may break a near tie differently."""
+    baselines: bool = True
+    """Whether a copy of the question and the answer of the nearest training question are asked too: contenders that
+    need no model, and that any model should be better than. The second needs a train split beside the one asked."""
     contamination: ExposureGate | Literal[False] = ExposureGate()
     """How questions that a contender was trained on are found, and what becomes of them. false: nobody looks."""
 
     def check(self, sources: Mapping[str, Source]) -> None:
-        """Contenders are different, and there is something to ask."""
-        check_contenders(self.models)
+        """Contenders are different, endpoints can be spoken to, and there is something to ask."""
+        check_contenders([*self.names, *(BASELINES if self.baselines else ())])
+        for index, one in enumerate(self.models):
+            if isinstance(one, Endpoint):
+                self._check_endpoint(one, f"models.{index}")
         source = sources[self.questions]
         check_split(source, self.split, "questions")
         if source.paths and self.contamination and self.contamination.action == "stop":
             questions = {q.id: q for q in read_questions(source.path, self.split)}
-            refuse_early({name: sources[name] for name in self.models}, questions, self.contamination)
+            refuse_early({name: sources[name] for name in self.local}, questions, self.contamination)
+
+    @property
+    def local(self) -> list[str]:
+        """The contenders whose model is here."""
+        return [one for one in self.models if isinstance(one, str)]
+
+    @property
+    def names(self) -> list[str]:
+        """What the contenders are called in results, in order."""
+        return [one if isinstance(one, str) else one.title for one in self.models]
+
+    def _check_endpoint(self, one: Endpoint, where: str) -> None:
+        """Before anything costs time: the key is there, the server answers, lets us in and has the model."""
+        try:
+            one.check()
+            RemoteEngine(one, Asking(self.max_new_tokens)).check()
+        except InputError as error:
+            raise error.within(where)  # noqa: B904 - the same error
 
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Write questions, contenders and answers. Returns each one's share of answers that stop, and mean tokens."""
-        from metier.evaluate.answering import Asking, answer_all, spread
+        from metier.evaluate.answering import answer_all, spread
 
         questions = self._ask(ctx.source(self.questions))
         chosen = self._unseen(ctx, [questions[i] for i in spread(len(questions), self.limit)])
         asking = Asking(self.max_new_tokens, self.temperature, self.top_p, self.seed, self.batch_size)
-        return answer_all(ctx, self.models, chosen, asking)
+        return answer_all(ctx, self.models, chosen, asking, self._baselines(ctx, chosen))
+
+    def _baselines(self, ctx: Context, questions: list[Question]) -> list[Baseline]:
+        """The contenders that need no model, as far as there is what they need."""
+        if not self.baselines:
+            return []
+        folder = ctx.source(self.questions).path
+        path = folder / "train.jsonl"
+        if self.split == "train" or not path.is_file() or not path.stat().st_size:
+            ctx.events.note("no training questions beside those asked: no answer of the nearest one is looked up")
+            return [copies(questions)]
+        return [copies(questions), nearest_answers(questions, read_questions(folder, "train"))]
 
     def _unseen(self, ctx: Context, questions: list[Question]) -> list[Question]:
         """The questions that are left where the gate drops what was seen."""
         if self.contamination is False:
             return questions
         asked = {q.id: q for q in questions}
-        found = expose({name: ctx.source(name) for name in self.models}, asked, self.contamination, ticker(ctx))
+        away = [one.title for one in self.models if isinstance(one, Endpoint)]
+        known = {name: ctx.source(name) for name in self.local}
+        found = expose(known, asked, self.contamination, ticker(ctx), away)
         dropped = settle(ctx, found, self.contamination, "questions")
         return [q for q in questions if q.id not in dropped]
 
@@ -90,18 +163,23 @@ class Score(Stage):
 
     All comparisons of the step are corrected together (Holm), so asking more of one step makes each claim harder.
     Where a contender was trained on some of the questions, everything is given on all and on the others (`clean`).
+    Trivial contenders are shown with their intervals and take part in no comparison, unless `against` names them.
     """
 
     kind: Literal["score"] = "score"
     produces: ClassVar[str] = "scores"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
-    answers: Annotated[str, Needs("answers")]
-    """The step whose answers to score."""
-    metrics: list[MetricName] = Field(default=["token_f1", "exact_match", "rouge_l"], min_length=1)
-    """What to measure of each answer."""
+    answers: Annotated[str, Needs("answers", "choices")]
+    """The step whose answers to score; or whose choices (`choose`), which have metrics of their own."""
+    metrics: list[MetricName | ModelMetric] = Field(default=["token_f1", "exact_match", "rouge_l"], min_length=1)
+    """What to measure of each answer: names, and `{semantic: {model: ...}}` or `{bertscore: {model: ...}}`."""
     against: list[str] | None = None
-    """The contenders that every other is compared with; the first contender alone where nothing is given."""
+    """The contenders that every other is compared with; the first that is no trivial one where nothing is given."""
+    cluster: str | None = None
+    """The entry of the questions' `meta` that says which belong together (document, entity, patient): these are
+    resampled together, because they are not independent. Left out: the entry `cluster`, of those that have it. Groups
+    that scores are broken down by are no clusters."""
     resamples: int = Field(2000, ge=200)
     """Bootstrap resamples of an interval."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -114,29 +192,53 @@ class Score(Stage):
     def _known(cls, value: object) -> object:
         for name in value if isinstance(value, list) else ():
             if isinstance(name, str) and name not in METRICS:
-                raise ValueError(f"no such metric: {name!r}; {nearest(name, METRICS)}")
+                raise ValueError(f"no such metric: {name!r}; {cure_for(name)}")
         return value
 
+    @property
+    def names(self) -> list[str]:
+        """The metrics' names."""
+        return [one if isinstance(one, str) else one.name for one in self.metrics]
+
     def check(self, sources: Mapping[str, Source]) -> None:
-        """No metric or contender is named twice; those to compare with exist, where that is known already."""
-        check_distinct("metrics", self.metrics)
+        """Every metric is named once and can be measured; whom to compare with exists, where that is known already."""
+        check_distinct("metrics", self.names)
+        for name in self.names:
+            require(name)
         check_against(self.against)
         if sources[self.answers].paths:
-            check_against(self.against, contenders(sources[self.answers].path))
+            folder = sources[self.answers].path
+            check_against(self.against, contenders(folder))
+            if is_choices(folder):
+                self._check_choices()
+                return
+            questions = read_asked(folder)
+            check_references(questions, self._measured(sources))
+            clusters(questions, self.cluster)
 
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Write items and scores. Returns every contender's mean of every metric over all items, and the clean ones."""
         from metier.evaluate.table import ALL, CLEAN, Settings, answer_columns, table
 
-        measured = [metric(name) for name in self.metrics]
-        answers = read_all(ctx.source(self.answers).path)
-        names = list(answers)
-        check_against(self.against, names)
-        check_references(answers, measured)
+        folder = ctx.source(self.answers).path
+        if is_choices(folder):
+            return self._score_choices(ctx, folder)
+        measured, answers, kind = self._measured(ctx.sources), read_all(folder), kinds(folder)
+        questions = [item.question for item in next(iter(answers.values()))]
+        check_against(self.against, list(kind))
+        check_references(questions, measured)
         rows = item_rows(answers, measured)
-        settings = Settings(tuple(self.against or names[:1]), self.confidence, self.resamples, self.seed)
-        exposure = exposed(ctx.source(self.answers).path)
-        scores = table(answer_columns(rows, measured, exposure.seen), settings) | exposure.summary
+        settings = Settings(tuple(self.against or [baseline(kind)]), self.confidence, self.resamples, self.seed)
+        exposure = exposed(folder)
+        columns = answer_columns(
+            rows,
+            measured,
+            exposure.seen,
+            clusters=clusters(questions, self.cluster),
+            shown=[name for name, what in kind.items() if what in SHOWN],
+            answers=answers,
+        )
+        scores = table(columns, settings) | {"contenders": kind} | exposure.summary
         write_jsonl(ctx.out / "items.jsonl", rows)
         write_json(ctx.out / "scores.json", scores)
         named = {ALL: "", CLEAN: f" {CLEAN}"}
@@ -145,6 +247,40 @@ class Score(Stage):
             for r in scores["rows"]
             if r["group"] in named
         }
+
+    def _check_choices(self) -> None:
+        for name in ("metrics", "cluster"):
+            if name in self.model_fields_set:
+                raise RecipeError(
+                    "choices have metrics of their own, which are all given", where=name, cure="leave it out"
+                )
+
+    def _score_choices(self, ctx: Context, folder: Path) -> Mapping[str, float]:
+        """The same of an artifact of `choose`."""
+        from metier.evaluate.labels import score_choices
+        from metier.evaluate.table import ALL, CLEAN, Settings
+
+        self._check_choices()
+        check_against(self.against, contenders(folder))
+        exposure = exposed(folder)
+        rows, scores = score_choices(
+            folder,
+            lambda names: Settings(tuple(self.against or names[:1]), self.confidence, self.resamples, self.seed),
+            exposure.seen,
+        )
+        write_jsonl(ctx.out / "items.jsonl", rows)
+        write_json(ctx.out / "scores.json", scores | exposure.summary)
+        named = {ALL: "", CLEAN: f" {CLEAN}"}
+        return {
+            f"{r['contender']} {r['metric']}{named[r['group']]}": r["mean"]
+            for r in scores["rows"]
+            if r["group"] in named
+        }
+
+    def _measured(self, sources: Mapping[str, Source]) -> list[Measured]:
+        """The metrics, with the models that they read with."""
+        folders = {name: source.path for name, source in sources.items() if source.paths and name != self.answers}
+        return [metric(one) if isinstance(one, str) else one.metric(folders) for one in self.metrics]
 
 
 class Perplexity(Stage):
@@ -186,6 +322,7 @@ class Perplexity(Stage):
             )
         for step in self.documents:
             check_split(sources[step], "heldout", "documents")
+        self._refuse_early(sources)
 
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Write items (one a document) and scores. Returns every contender's bits per byte on every documents step."""
@@ -207,6 +344,15 @@ class Perplexity(Stage):
         write_json(ctx.out / "scores.json", scores)
         means = [r for r in scores["rows"] if r["metric"] == "bits_per_byte"]
         return {f"{r['contender']} {r['group']} bits_per_byte": r["mean"] for r in means}
+
+    def _refuse_early(self, sources: Mapping[str, Source]) -> None:
+        """What is to be refused for having been trained on is refused before anything runs, as far as it is known."""
+        if self.contamination is False or self.contamination.action != "stop":
+            return
+        ready = [step for step in self.documents if sources[step].paths]
+        items = {f"{step}/{d.id}": d for step in ready for d in read_documents(sources[step].path, "heldout")}
+        if items:
+            refuse_early({name: sources[name] for name in self.models}, items, self.contamination, "documents")
 
     def _seen(
         self, ctx: Context, texts: Mapping[str, Sequence[Document]]

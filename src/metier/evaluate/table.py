@@ -5,15 +5,25 @@ corrected. A metric that is neither better high nor low, and one that only resta
 comparisons, which keeps the family small.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from metier.core.errors import DataError
-from metier.evaluate.metrics import Metric
-from metier.evaluate.statistics import Comparison, Interval, compare, holm, mean_interval, verdict
+from metier.evaluate.figures import Figure
+from metier.evaluate.metrics import Answered, Metric
+from metier.evaluate.statistics import (
+    Comparison,
+    Interval,
+    compare,
+    compare_figures,
+    figure_interval,
+    holm,
+    mean_interval,
+    verdict,
+)
 
 ALL = "all"
 """The group of all items."""
@@ -28,7 +38,9 @@ class Column:
     """One contender's values of one metric over the items of one group, in the items' order.
 
     weights: the mean is sum(values) / sum(weights); items are then whole documents. exponential: show exp of that mean.
-    compared: it takes part in comparisons. higher_is_better, bounded, binary: as in metrics.Metric.
+    compared: it takes part in comparisons. clusters: a label an item; equal ones are resampled together. figure: shown
+    instead of the mean; values are then not read, and stand for no more than the count of items.
+    higher_is_better, bounded, binary: as in metrics.Metric.
     """
 
     contender: str
@@ -41,6 +53,8 @@ class Column:
     binary: bool = False
     exponential: bool = False
     compared: bool = True
+    clusters: Sequence[Hashable] | None = None
+    figure: Figure | float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,32 +105,51 @@ def table(columns: Sequence[Column], settings: Settings) -> Row:
     return {"baseline": settings.against[0], "confidence": settings.confidence, "rows": rows}
 
 
-def answer_columns(rows: Sequence[Row], metrics: Sequence[Metric], seen: Collection[str] = frozenset()) -> list[Column]:
+def answer_columns(
+    rows: Sequence[Row],
+    metrics: Sequence[Metric],
+    seen: Collection[str] = frozenset(),
+    *,
+    clusters: Mapping[str, Hashable] | None = None,
+    shown: Collection[str] = (),
+    answers: Mapping[str, Sequence[Answered]] | None = None,
+) -> list[Column]:
     """The columns to compare: each contender, each metric, all items, the clean ones, and then each group.
 
     seen: ids of items that a contender was trained on. Where it has none of the items or all, there is no clean group.
+    clusters: what each id belongs to. shown: contenders that are compared with nobody. answers: what `rows` were
+    measured on, in the same order; figures of whole sets are taken from it, and left out where it is not given.
     """
     names = list(dict.fromkeys(str(row["contender"]) for row in rows))
-    clean = {str(row["id"]) for row in rows} - set(seen)
-    parted = [CLEAN] if 0 < len(clean) < len({str(row["id"]) for row in rows}) else []
+    columns: list[Column] = []
+    for m in metrics:
+        wholes: list[Column] = []
+        for group, ids in _parts(rows, seen).items():
+            belong = None if clusters is None else [clusters[i] for i in ids]
+            for name in names:
+                values = [row[m.name] for row in rows if row["contender"] == name and row["id"] in ids]
+                column = Column(
+                    name, m.name, group, values, m.higher_is_better, bounded=m.bounded, binary=m.binary, clusters=belong
+                )
+                columns.append(replace(column, compared=name not in shown))
+                if m.whole is not None and answers is not None:
+                    figure = m.whole.measure([item for item in answers[name] if item.question.id in ids])
+                    better = m.whole.higher_is_better
+                    whole = replace(column, metric=m.whole.name, higher_is_better=better, figure=figure, compared=False)
+                    wholes.append(whole)
+        columns += wholes
+    return columns
 
-    def belongs(row: Row, group: str) -> bool:
-        return row["id"] in clean if group == CLEAN else group in (ALL, row["group"])
 
-    return [
-        Column(
-            name,
-            m.name,
-            group,
-            [row[m.name] for row in rows if row["contender"] == name and belongs(row, group)],
-            m.higher_is_better,
-            bounded=m.bounded,
-            binary=m.binary,
-        )
-        for m in metrics
-        for group in (ALL, *parted, *groups(rows))
-        for name in names
-    ]
+def _parts(rows: Sequence[Row], seen: Collection[str]) -> dict[str, dict[str, None]]:
+    """The ids of each part that scores are given on, in their order: all, clean where some are not, and every group."""
+    found = groups(rows)
+    ids: dict[str, str] = {str(row["id"]): str(row["group"]) for row in rows}
+    clean = dict.fromkeys(i for i in ids if i not in seen)
+    parts = {ALL: dict.fromkeys(ids)}
+    if 0 < len(clean) < len(ids):
+        parts[CLEAN] = clean
+    return parts | {group: dict.fromkeys(i for i, of in ids.items() if of == group) for group in found}
 
 
 def groups(rows: Sequence[Row]) -> list[str]:
@@ -129,10 +162,8 @@ def groups(rows: Sequence[Row]) -> list[str]:
 
 
 def _mean_row(column: Column, settings: Settings) -> Row:
-    found = mean_interval(
-        column.values, weights=column.weights, bounded=column.bounded, binary=column.binary, **settings.options
-    )
-    if column.exponential:  # BCa respects monotone maps: the interval of the exponential is that of the interval
+    found = _interval(column, settings)
+    if column.exponential:  # intervals by resampling respect monotone maps: that of the exponential is its exponential
         found = Interval(_exp(found.estimate), _exp(found.low), _exp(found.high), found.method)
     return {
         "contender": column.contender,
@@ -148,11 +179,29 @@ def _mean_row(column: Column, settings: Settings) -> Row:
     }
 
 
+def _interval(column: Column, settings: Settings) -> Interval:
+    if isinstance(column.figure, Figure):
+        return figure_interval(column.figure, clusters=column.clusters, **settings.options)
+    if column.figure is not None:
+        return Interval(column.figure, None, None, "none")
+    return mean_interval(
+        column.values,
+        weights=column.weights,
+        clusters=column.clusters,
+        bounded=column.bounded,
+        binary=column.binary,
+        **settings.options,
+    )
+
+
 def _compare(column: Column, other: Column, settings: Settings) -> Comparison:
+    if isinstance(column.figure, Figure) and isinstance(other.figure, Figure):
+        return compare_figures(column.figure, other.figure, clusters=column.clusters, **settings.options)
     return compare(
         column.values,
         other.values,
         weights=column.weights,
+        clusters=column.clusters,
         bounded=column.bounded,
         binary=column.binary,
         **settings.options,

@@ -132,10 +132,13 @@ def weight_files(folder: Path) -> list[str]:
 def folder_digest(folder: Path, file_digest_of: Callable[[Path], str] = file_digest) -> str:
     """sha256 over the files that loading a model reads, by name, and over an adapter's base.
 
+    Those of sentence-transformers say in folders such as `1_Pooling` how tokens become one vector: they count too.
+
     A link to a neighbour in the store (`../../<key>/files`) names its content already, so it is not followed.
     """
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _MODEL_FILES)
-    parts: dict[str, Any] = {path.name: file_digest_of(path) for path in files}
+    files += sorted(p for p in folder.glob("[0-9]_*/*") if p.is_file() and p.suffix in _MODEL_FILES)
+    parts: dict[str, Any] = {path.relative_to(folder).as_posix(): file_digest_of(path) for path in files}
     if is_adapter(folder):
         link = base_link(folder)
         parts["base"] = link if link.startswith("../") else resolve(link, folder, file_digest_of).digest
