@@ -376,7 +376,7 @@ def _ambiguous(name: str, links: Sequence[Link], places: Mapping[Where, str]) ->
 def match_files(pattern: str, root: Path) -> tuple[Path, ...]:
     """The readable files that a pattern names: one file, all below a folder (hidden ones left out), or a glob's.
 
-    Sorted by path. Raises RecipeError where there are none or one cannot be opened.
+    Sorted by path. Raises RecipeError where there are none, or for all that cannot be opened.
     """
     exact = root / Path(pattern).expanduser()
     if exact.is_file():
@@ -390,15 +390,20 @@ def match_files(pattern: str, root: Path) -> tuple[Path, ...]:
         files = [p for p in map(Path, glob.glob(str(exact), recursive=True)) if p.is_file()]  # noqa: PTH207 - absolute
     if not files:
         raise RecipeError("no file is there", value=pattern, cure=_cure_for_no_file(exact, root))
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                file.read(1)
-        except OSError as error:
-            raise RecipeError(
-                f"the file cannot be read: {error.strerror}", value=str(path), cure="check its permissions"
-            ) from error
+    closed = [error for path in files if (error := _closed(path)) is not None]
+    if closed:
+        raise together(closed)
     return tuple(sorted(files, key=lambda p: p.as_posix()))
+
+
+def _closed(path: Path) -> RecipeError | None:
+    """What is wrong with a file that cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        return RecipeError(f"the file cannot be read: {error.strerror}", value=str(path), cure="check its permissions")
+    return None
 
 
 def _cure_for_no_file(exact: Path, root: Path) -> str:

@@ -106,7 +106,7 @@ def test_what_is_wrong_with_a_data_set(folder: Path, monkeypatch: pytest.MonkeyP
     refused(lambda: texts(Hub(folder=str(folder), config="x"), []), "sea/x/train", "'x' not found", "`config`")
     refused(lambda: texts(Hub(id="./none"), []), "no id of the hub", "folder: ./none")
     refused(lambda: texts(Hub(id=str(folder)), []), "no id of the hub", f"folder: {folder}")
-    refused(lambda: texts(Hub(id="owner/name"), []), "owner/name/train", "HF_HUB_OFFLINE", "unset")
+    refused(lambda: texts(Hub(id="owner/name"), []), "owner/name/train", "HF_HUB_OFFLINE", "HF_HUB_OFFLINE=0")
     (folder / "train.jsonl").write_bytes(lines({"text": 1}))
     refused(lambda: texts(Hub(folder=str(folder)), []), "sea/train:row 1", "holds a number")
     (folder / "train.jsonl").write_bytes(lines({"body": "A text."}))

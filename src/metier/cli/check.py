@@ -71,7 +71,7 @@ def check_recipe(
         typer.echo(f"Page: {html}")
     if found.problems:
         raise together(found.problems)
-    typer.echo(f"{path}: {len(planned)} steps, nothing wrong.")
+    typer.echo(f"{path}: {len(planned)} step{'s' * (len(planned) != 1)}, nothing wrong.")
 
 
 @dataclass

@@ -130,7 +130,7 @@ def _check_network(source: Hub) -> None:
         cure = f"write owner/name, or {{folder: {name}}} for a folder beside the recipe"
         refuse(source.place, "this is no id of the hub", value=name, cure=cure)
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _ON:
-        cure = "unset HF_HUB_OFFLINE, or fetch it once and name its folder: hub: {folder: ...}"
+        cure = "allow the network with HF_HUB_OFFLINE=0, or fetch it once and name its folder: hub: {folder: ...}"
         refuse(source.place, "the hub is switched off (HF_HUB_OFFLINE)", value=name, cure=cure)
 
 
