@@ -18,6 +18,7 @@ from metier.core.store import Artifact, Store
 from metier.report.collect import Run, Scores, collect, rows_of
 from metier.report.leaderboard import rank
 from metier.report.spreadsheet import Cell, sheet
+from metier.report.wording import metric
 
 Key = tuple[str, str]
 """What an item is known by: (group of texts or empty, id)."""
@@ -243,19 +244,19 @@ def _columns(names: tuple[str, str], mine: _Items, other: _Items, shared: list[K
     if len(groups) == 2 and CLEAN not in groups:
         groups = {ALL: shared}
     made: list[Any] = []
-    for metric in (m for m in mine.scores.metrics() if m in other.scores.metrics()):
-        if any(not isinstance(i.values[k].get(metric), int | float) for i in (mine, other) for k in shared):
-            notes.append(f"{metric}: a figure of the whole set, which has no items to pair")
+    for name_of in (m for m in mine.scores.metrics() if m in other.scores.metrics()):
+        if any(not isinstance(i.values[k].get(name_of), int | float) for i in (mine, other) for k in shared):
+            notes.append(f"{name_of}: a figure of the whole set, which has no items to pair")
             continue
-        better = next(r.higher_is_better for r in mine.scores.rows if r.metric == metric)
-        everything = {float(i.values[k][metric]) for i in (mine, other) for k in shared}
+        better = next(r.higher_is_better for r in mine.scores.rows if r.metric == name_of)
+        everything = {float(i.values[k][name_of]) for i in (mine, other) for k in shared}
         for group, keys in groups.items():
             for name, items in zip(names, (mine, other), strict=True):
-                values = [float(items.values[key][metric]) for key in keys]
+                values = [float(items.values[key][name_of]) for key in keys]
                 made.append(
                     Column(
                         name,
-                        metric,
+                        name_of,
                         group,
                         values,
                         better,
@@ -357,23 +358,28 @@ def as_page(found: Comparison) -> str:
     """One self-contained page."""
     from metier.report import plots
     from metier.report.page import environment
-    from metier.report.wording import metric
 
     reach: dict[str, float] = {}
     for r in found.rows:
         most = max((abs(v) for v in (r.difference, r.low, r.high) if v is not None), default=0.0)
-        reach[r.metric] = max(reach.get(r.metric, 0.0), most)
+        reach[r.metric] = max(reach.get(r.metric, 0.0), most / _unit(r))
     tracks = []
     for r in found.rows:
         drawn: object = ""
         if r.difference is not None and reach[r.metric] > 0:
-            sign = -1 if r.higher_is_better is False else 1
-            low, high = (None if v is None else sign * v for v in ((r.low, r.high) if sign > 0 else (r.high, r.low)))
+            factor = (-1 if r.higher_is_better is False else 1) / _unit(r)
+            ends = (r.low, r.high) if factor > 0 else (r.high, r.low)
+            low, high = (None if v is None else factor * v for v in ends)
             axis = plots.Scale(-1.08 * reach[r.metric], 1.08 * reach[r.metric], (), 0)
             role = r.verdict if r.verdict in ("better", "worse") else "even"
-            drawn = plots.track(axis, sign * r.difference, low, high, role=role, zero=True)
+            drawn = plots.track(axis, factor * r.difference, low, high, role=role, zero=True)
         tracks.append(drawn)
     made = environment(str)
     return made.get_template("compare.html.j2").render(
         found=found, rows=list(zip(found.rows, tracks, [metric(r.metric) for r in found.rows], strict=True))
     )
+
+
+def _unit(row: Compared) -> float:
+    """What a difference is drawn in: shares as they are, anything else as a share of B."""
+    return 1.0 if metric(row.metric).bounded or row.b_mean <= 0 else row.b_mean

@@ -59,6 +59,27 @@ METRICS = {
         bounded=False,
     ),
     "perplexity": Metric("perplexity", "e to the mean loss a token; lower is better.", 2, bounded=False),
+    "bleu": Metric("BLEU", "Runs of one to four words shared with the reference (sacrebleu, smoothed, by sentence)."),
+    "corpus_bleu": Metric("corpus BLEU", "BLEU of all answers together, as papers report it; shown, not tested."),
+    "chrf": Metric("chrF", "Runs of up to six characters shared with the reference."),
+    "tfidf": Metric("TF-IDF cosine", "Cosine of word counts in which rare words weigh more."),
+    "semantic": Metric(
+        "semantic similarity", "Cosine of the two texts as a sentence-embedding model sees them.", 3, bounded=False
+    ),
+    "bertscore": Metric(
+        "BERTScore", "How well the words' embeddings match the reference's (F1, not rescaled).", 3, bounded=False
+    ),
+    "distinct_1": Metric("distinct words", "Share of an answer's words that it says only once."),
+    "distinct_2": Metric("distinct word pairs", "Share of an answer's word pairs that it says only once."),
+    "distinct_1_of_all": Metric("distinct words of all answers", "Different words over words, all answers together."),
+    "distinct_2_of_all": Metric("distinct pairs of all answers", "Different pairs over pairs, all answers together."),
+    "repetition": Metric("repetition", "Share of an answer that repeats what it said before; lower is better."),
+    "accuracy": Metric("accuracy", "Share of questions where the right choice is the likeliest."),
+    "accuracy_bytes": Metric("accuracy per byte", "As accuracy, with each choice's likelihood divided by its length."),
+    "accuracy_pmi": Metric("accuracy (PMI)", "As accuracy, by how much the question makes a choice likelier."),
+    "macro_f1": Metric("macro-F1", "F1 of every label, each counted alike, so that rare labels count."),
+    "ece": Metric("calibration error", "Mean distance of confidence from accuracy (ECE); lower is better.", 3),
+    "aurc": Metric("area under risk", "Risk averaged over every coverage; lower is better.", 3),
     "length_ratio": Metric("length ratio", "Length of the answer over that of the reference.", 2, bounded=False),
 }
 
