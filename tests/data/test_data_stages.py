@@ -315,6 +315,9 @@ def test_the_gate_drops_and_lists_both_texts(bench: Bench) -> None:
     (row,) = read_jsonl(out / "rejects.jsonl")
     assert row["reason"] == "seen in testing"
     assert row["seen"]
+    told = about(out)["contamination"]
+    assert (told["gate"]["action"], told["seen"], told["rows"], sum(told["hits"].values())) == ("drop", 1, 1, 1)
+    assert told["texts_tested"] == 1
 
 
 def test_the_gate_reports(bench: Bench) -> None:

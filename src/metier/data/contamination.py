@@ -53,13 +53,14 @@ class Watch:
     """Looks at every trained item and does what the gate says.
 
     keep: takes a row for every hit, at once, so that none is held here. seen: tested ids by how often they were hit;
-    dropped: trained items that were not admitted.
+    how: hits by their kind. hit: trained items with any.
     """
 
     gate: Gate
     index: Index
     keep: Callable[[Row], None] = lambda _row: None
     seen: Counter[str] = field(default_factory=Counter)
+    how: Counter[str] = field(default_factory=Counter)
     hit: int = 0
     _shown: list[tuple[str, Row]] = field(default_factory=list)
 
@@ -72,6 +73,7 @@ class Watch:
         hits = self.index.hits_of(trained_texts(item))
         for hit in hits:
             self.seen[hit.test_id] += 1
+            self.how[hit.how] += 1
             row = hit.row(item.id, split) | {"where": where}
             self.keep(row)
             if len(self._shown) < MOST_SHOWN and all(row["tested"] != shown["tested"] for _, shown in self._shown):
@@ -80,6 +82,15 @@ class Watch:
             return None
         self.hit += 1
         return f"seen in testing: {hits[0].told}" + (f" and {len(hits) - 1} more" if len(hits) > 1 else "")
+
+    def facts(self) -> Row:
+        """What was found, for about.json: texts looked for, tested items seen, rows that show one, hits by kind."""
+        return {
+            "texts_tested": len(self.index),
+            "seen": len(self.seen),
+            "rows": self.hit,
+            "hits": dict(sorted(self.how.items())),
+        }
 
     def finish(self) -> None:
         """Raise DataError with the first hits and both of their texts where the gate says stop and there are any."""

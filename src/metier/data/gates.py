@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -61,12 +61,12 @@ def guard(
     keep_out: Mapping[str, Path],
     out: Path,
     telling: Telling,
-) -> None:
+) -> dict[str, Any]:
     """Look for what is tested in what is trained on, and do what the gate says.
 
     keep_out: folders of other steps whose held-out rows may not be trained on here either, by step name; these are left
-    out even where the gate only reports. out: the folder for the list of hits, with both texts. Raises DataError where
-    the gate says stop.
+    out even where the gate only reports. out: the folder for the list of hits, with both texts. Returns what was found,
+    for about.json. Raises DataError where the gate says stop.
     """
     with (out / HITS).open("w", encoding="utf-8", newline="\n") as file:
 
@@ -87,6 +87,8 @@ def guard(
                     inside.index.add_item(item, f"{name}/{item.id}")
     for watch in (inside, *([outside] if outside else [])):
         watch.finish()
+    facts = {"gate": gate.model_dump(mode="json"), **inside.facts()}
+    return facts | ({"keep_out": {"steps": sorted(keep_out), **outside.facts()}} if outside else {})
 
 
 def _pass(pile: Pile, fates: Fates, name: str, watches: Sequence[tuple[Watch, str, bool]], telling: Telling) -> None:

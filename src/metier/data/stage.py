@@ -78,8 +78,8 @@ class Gathered(Stage):
         from metier.data.writing import domains, write
 
         telling = _telling(ctx)
-        pile, fates, treatment = self._gather(ctx.sources, ctx.scratch, telling, private=True, out=ctx.out)
-        more = {**self._shares(), **treatment.json()}
+        pile, fates, treatment, exposed = self._gather(ctx.sources, ctx.scratch, telling, private=True, out=ctx.out)
+        more: dict[str, Any] = {**self._shares(), **treatment.json(), "contamination": exposed}
         if any(source.weight for source in self._weighted()):
             rows = domains(pile, fates, part="sources", split="train")
             weights = [source.weight for source in self._weighted()]
@@ -96,8 +96,11 @@ class Gathered(Stage):
         *,
         private: bool,
         out: Path | None = None,
-    ) -> "tuple[Pile, Fates, Treatment]":
-        """Read, settle and look. folder: for the rows' text; None looks at numbers alone. out: for the list of hits."""
+    ) -> "tuple[Pile, Fates, Treatment, dict[str, Any]]":
+        """Read, settle and look. folder: for the rows' text; None looks at numbers alone. out: for the list of hits.
+
+        Returns what the gate found as the last.
+        """
         from metier.data.gathering import Telling, check_filled, check_rejected, read, separate
         from metier.data.sources import Pool, Reading, workers_for
         from metier.data.treating import Treatment
@@ -136,23 +139,25 @@ class Gathered(Stage):
         fates = separate(pile, repeats=self.duplicates.exact)
         expected = self._expected(sources)
         check_filled(pile, fates, expected)
+        exposed: dict[str, Any] = {}
         if folder is not None:
-            self._compare(sources, pile, fates, out or folder, telling)
+            exposed = self._compare(sources, pile, fates, out or folder, telling)
             check_filled(pile, fates, expected)
-        return pile, fates, treatment
+        return pile, fates, treatment, exposed
 
     def _compare(
         self, sources: Mapping[str, Source], pile: "Pile", fates: "Fates", out: Path, telling: "Telling"
-    ) -> None:
+    ) -> dict[str, Any]:
         from metier.data.gates import drop_near, guard, keep_pairs
 
         near = self.duplicates.wanted
         if near is not None:
             drop_near(pile, fates, near, telling=telling)
         keep_out = {name: sources[name].path for name in self.keep_out if sources[name].paths}
-        guard(pile, fates, self.contamination, keep_out=keep_out, out=out, telling=telling)
+        exposed = guard(pile, fates, self.contamination, keep_out=keep_out, out=out, telling=telling)
         if "refusals" in fates.order:
             keep_pairs(pile, fates)
+        return exposed
 
     def _grouper(self) -> Grouper | None:
         own = {"question", "text", "row"}  # a key alone says these
@@ -190,7 +195,7 @@ class Documents(Gathered):
 
     kind: Literal["documents"] = "documents"
     produces: ClassVar[str] = "documents"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     measured: ClassVar[tuple[str, ...]] = ("heldout",)
     known: ClassVar[tuple[By, ...]] = OF_DOCUMENTS
 
