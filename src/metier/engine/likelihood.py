@@ -18,9 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from metier.core.errors import DataError, Interrupted
 from metier.models.load import Loaded
@@ -29,12 +31,10 @@ from metier.models.shape import blocks
 ATTENTION = "metier_forks"
 ROW_TOKENS = 2048
 """About how many positions are read at once. Longer rows gain nothing on a CPU and take more memory."""
-STRIP = 64
-"""Queries that attend at once on a CPU, with the keys that the last of them sees."""
 WORTH_SHARING = 16
 """A common beginning of fewer tokens is not worth keys of its own."""
-PROBE = 48
-"""Tokens of each context that packing is tried on."""
+PROBE = 12
+"""Tokens of each context that packing is tried on, once for a model in memory."""
 TOLERANCE = 1e-3
 """Difference in nats between packed and plain up to which packing is trusted; rounding makes about 1e-5."""
 POSITIONWISE = {
@@ -44,6 +44,9 @@ POSITIONWISE = {
     "gpt2": ("attn.c_proj", "ln_2", "mlp"),
 }
 """Parts of a block that work on each position alone, by the configuration's model type."""
+
+_TRUSTED: "WeakSet[nn.Module]" = WeakSet()
+"""Models in memory on which packing was tried."""
 
 Progress = Callable[[int, int], None]
 
@@ -226,7 +229,9 @@ class _Reader:
 
     def _packs(self, forks: Sequence[Fork]) -> bool:
         """Whether the architecture attends through transformers' interface and agrees with itself packed."""
-        few = [Fork(fork.context[-PROBE:], fork.continuations[:3]) for fork in forks[:2]]
+        if self.model in _TRUSTED:
+            return True
+        few = [Fork(fork.context[-PROBE:], tuple(c[:3] for c in fork.continuations[:2])) for fork in forks[:2]]
         prefix, self.prefix = self.prefix, 0
         try:
             with _attention(self.model), self._few:
@@ -237,7 +242,10 @@ class _Reader:
             self.prefix = prefix
         plain = self._plain(few)
         pairs = [(a, b) for x, y in zip(packed, plain, strict=True) for a, b in zip(x, y, strict=True)]
-        return all(abs(a - b) <= TOLERANCE * max(1.0, abs(b)) for a, b in pairs)
+        agrees = all(abs(a - b) <= TOLERANCE * max(1.0, abs(b)) for a, b in pairs)
+        if agrees:
+            _TRUSTED.add(self.model)
+        return agrees
 
     @cached_property
     def _few(self) -> "_LastBlock":
@@ -340,34 +348,35 @@ def _attend(
     if forks is None or attention_mask is not None or query.shape[0] != 1:
         raise ValueError("packed attention takes one row with its layout, and no mask")
     q, k, v = query[0], key[0], value[0]
-    q = q * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     last = forks.depth > 0 and module.layer_idx == forks.depth - 1
     out = torch.zeros_like(q) if last else torch.empty_like(q)
-    strip = STRIP if q.device.type == "cpu" else 1024
     prefix = forks.prefix
     if prefix and not last:
-        _causal(out, q, k[:, :prefix], v[:, :prefix], 0, prefix, 0, strip)
+        out[:, :prefix] = _causal(q[:, :prefix], k[:, :prefix], v[:, :prefix], scale)
     for (start, middle, end), unseen in zip(forks.spans, forks.unseen, strict=True):
         keys, values = k[:, start:end], v[:, start:end]
         if prefix:
             keys, values = torch.cat([k[:, :prefix], keys], 1), torch.cat([v[:, :prefix], values], 1)
-        if not last:
-            _causal(out, q, keys, values, start, middle, prefix, strip)
-        out[:, middle:end] = _scores(q[:, middle:end], keys, values, unseen)
+        size = middle - start
+        if size and not last:
+            seen = prefix + size
+            out[:, start:middle] = _causal(q[:, start:middle], keys[:, :seen], values[:, :seen], scale)
+        out[:, middle:end] = _ending(q[:, middle:end] * scale, keys, values, unseen)
     return out.transpose(0, 1)[None], None
 
 
-def _causal(out: Tensor, q: Tensor, k: Tensor, v: Tensor, start: int, stop: int, offset: int, strip: int) -> None:
-    """Fill out[:, start:stop]: the query at `start` sees the first offset + 1 keys, each later one a key more."""
-    for a in range(start, stop, strip):
-        b = min(stop, a + strip)
-        seen = offset + b - start
-        size = b - a
-        unseen = torch.full((size, size), float("-inf"), device=q.device).triu_(1)
-        out[:, a:b] = _scores(q[:, a:b], k[:, :seen], v[:, :seen], unseen)
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """q (H, L, D) over k and v (G, K, D): the last query sees all keys, each one before it a key less."""
+    length, keys = q.shape[1], k.shape[1]
+    mask = None if length == keys else torch.ones(length, keys, dtype=torch.bool, device=q.device).tril_(keys - length)
+    out: Tensor = functional.scaled_dot_product_attention(
+        q[None], k[None], v[None], mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[0] != k.shape[0]
+    )[0]
+    return out
 
 
-def _scores(q: Tensor, k: Tensor, v: Tensor, unseen: Tensor) -> Tensor:
+def _ending(q: Tensor, k: Tensor, v: Tensor, unseen: Tensor) -> Tensor:
     """softmax(q k^T) v: q (H, L, D), k and v (G, K, D) to (H, L, D). unseen: added to the last keys' scores."""
     heads, length, width = q.shape
     groups, keys, _ = k.shape
