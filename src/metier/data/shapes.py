@@ -112,6 +112,8 @@ def mapped_shape(fields: Mapping[str, str]) -> Shape | None:
 
 def rename(row: Row, fields: Mapping[str, str]) -> Row:
     """The row under our names. Raises Wrong for a mapped field that the row lacks."""
+    if not fields:
+        return row
     renamed = {key: value for key, value in row.items() if key not in fields}
     for name, key in fields.items():
         if key in row:

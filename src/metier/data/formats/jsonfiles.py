@@ -34,7 +34,7 @@ def json_lines(path: Path, problems: Problems, note: Note) -> Iterator[tuple[int
             continue
         first = first or number
         try:
-            value = json.loads(text.rstrip(), **_STRICT)
+            value = _DECODER.decode(text.rstrip())
         except json.JSONDecodeError as error:
             if number == first and text.lstrip().startswith("["):
                 cure = "name an array's file .json, or write one object a line, without brackets and commas"
@@ -240,7 +240,7 @@ def _sound(text: str, value: Any, line: int, problems: Problems) -> bool:
         what = f"not usable as JSON: brackets within brackets more than {_DEEPEST} deep"
         problems.add(Problem(what, line, 1, text[:60], "correct or remove the row"))
         return False
-    if not _ESCAPED_SURROGATE.search(text):
+    if "\\u" not in text or not _ESCAPED_SURROGATE.search(text):
         return True
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -271,9 +271,8 @@ def _finite(number: str) -> float:
     return value
 
 
-_STRICT: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _finite}
-"""What Python's reader would let in and no JSON writer may put out: NaN, Infinity, 1e999."""
-_DECODER = json.JSONDecoder(**_STRICT)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+"""Refuses what Python's reader would let in and no JSON writer may put out: NaN, Infinity, 1e999."""
 
 
 def _cure(text: str, error: json.JSONDecodeError) -> str:
