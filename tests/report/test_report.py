@@ -411,6 +411,18 @@ def test_points_of_reference_stand_apart_and_take_no_rank(tmp_path):
     assert [c["kind"] for c in table["contenders"]] == ["model", "model", "human", "trivial"]
 
 
+def test_a_model_that_is_no_better_than_no_model_is_said_to_be(tmp_path):
+    kinds = {"seedling": "model", "specialist": "model", "always yes": "trivial"}
+    for mean, near in ((0.58, True), (0.01, False)):
+        rows = two("accuracy", "all", 0.5, 0.6)
+        rows.append(fakes.score_row("always yes", "accuracy", "all", 80, mean, (0.2,) * 4, higher=True))
+        folder = tmp_path / str(mean)
+        page = Page(publish(with_scores(folder, rows, contenders=kinds).result, "t", folder / "out"))
+        words = page.words("headline")
+        assert ("is not clearly past the trivial baseline “always yes”" in words) is near
+        assert words.count("not clearly past") == (3 if near else 0)  # each model, and the first tile
+
+
 def test_ties_are_the_largest_sets_that_are_tied_with_one_another():
     def place(name, *tied):
         return Place(Contender(name, name, None, {}), "stage", 1, None, tied)

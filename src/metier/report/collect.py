@@ -184,7 +184,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Answers:
-    """One answer step. texts: contender -> question id -> {"text", "tokens", "stopped"}.
+    """One answer or choose step. texts: contender -> question id -> {"text", "tokens", "stopped"}; of answers alone.
 
     exposure: what was found of the questions in training data (`contamination.json`); empty where nobody looked.
     """
@@ -251,7 +251,7 @@ def collect(result: Result, recipe: str, description: str = "") -> Run:
         recipe,
         description,
         steps,
-        tuple(_answers(s) for s in steps if s.produces == "answers"),
+        tuple(_answers(s) for s in steps if s.produces in ("answers", "choices")),
         tuple(_scores(s) for s in steps if s.produces == "scores"),
     )
 

@@ -148,7 +148,7 @@ class _Items:
     seen: frozenset[str]
 
 
-def compare(a: Side, b: Side, *, confidence: float = 0.95, seed: int = 0) -> Comparison:
+def compare(a: Side, b: Side, *, confidence: float = 0.95) -> Comparison:
     """A against B. Raises InputError where they are the same, or have no item in common."""
     if a.name == b.name and _digests(a) == _digests(b):
         raise InputError("both sides are the same", where=a.name, cure="name two different ones")
@@ -177,7 +177,7 @@ def compare(a: Side, b: Side, *, confidence: float = 0.95, seed: int = 0) -> Com
             where=f"{a.name} and {b.name}",
             cure="let both answer the same questions in one recipe, and score them",
         )
-    return Comparison(*names, confidence, tuple(_tabled(columns, steps, names, confidence, seed)), tuple(notes))
+    return Comparison(*names, confidence, tuple(_tabled(columns, steps, names, confidence)), tuple(notes))
 
 
 def _digests(side: Side) -> list[str]:
@@ -279,7 +279,7 @@ def _paired(columns: Sequence[Any], names: tuple[str, str]) -> list[Any]:
 
 
 def _tabled(
-    columns: list[Any], steps: list[tuple[str, str]], names: tuple[str, str], confidence: float, seed: int
+    columns: list[Any], steps: list[tuple[str, str]], names: tuple[str, str], confidence: float
 ) -> Iterable[Compared]:
     """One family of comparisons over everything shown: rows are numbered so that steps cannot be mixed up."""
     from dataclasses import replace
@@ -287,7 +287,7 @@ def _tabled(
     from metier.evaluate.table import Settings, table
 
     numbered = [replace(c, group=f"{place // 2}:{c.group}") for place, c in enumerate(columns)]
-    rows = table(numbered, Settings((names[1],), confidence, seed=seed))["rows"]
+    rows = table(numbered, Settings((names[1],), confidence))["rows"]
     for place in range(0, len(rows), 2):
         one, other = rows[place], rows[place + 1]
         versus = one["versus"][0] if one["versus"] else {}

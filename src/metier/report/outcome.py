@@ -16,7 +16,7 @@ from markupsafe import Markup
 from metier.report import plots
 from metier.report.collect import Contender, Run, Score, Scores, Versus
 from metier.report.leaderboard import Board
-from metier.report.sections import text_kind
+from metier.report.sections import near_references, text_kind
 from metier.report.wording import group, interval, metric, number, probability, signed
 
 Side = Literal["gain", "cost", "refusals"]
@@ -26,7 +26,7 @@ SIDES: dict[Side, tuple[str, str]] = {
     "cost": ("Cost", "in text and questions that it did not learn from"),
     "refusals": ("Refusals", "of what is unsafe, and of what is harmless"),
 }
-REFUSALS = re.compile(r"refus|unsafe|harm|benign|safe|complian", re.IGNORECASE)
+REFUSALS = re.compile(r"refus|unsafe|harmful|harmless|benign|complian", re.IGNORECASE)
 """Groups and metrics named so are about refusing."""
 MOST_GROUPS = 8
 """Groups of questions shown of one step."""
@@ -105,10 +105,11 @@ def outcome(run: Run, board: Board) -> Outcome | None:
     effects = [_effect(one, reach[one.mine.metric]) for one in found]
     sides = tuple((*SIDES[s], tuple(e for e in effects if e.side == s)) for s in SIDES)
     pairs = list(zip(found, effects, strict=True))
+    near = near_references(run, board, specialist.name)
     return Outcome(
         run.label(base.name),
         run.label(specialist.name),
-        (_gain_tile(pairs), _cost_tile(pairs), _sure_tile(pairs)),
+        (_gain_tile(pairs, near), _cost_tile(pairs), _sure_tile(pairs)),
         tuple(side for side in sides if side[2]),
     )
 
@@ -169,7 +170,9 @@ def _asked(run: Run, scores: Scores) -> str:
     step = run.step(scores.answers) if scores.answers else None
     if step is None:
         return scores.step
-    return next((i.step or i.value for i in step.inputs if i.field.split(".")[0] == "questions"), step.name)
+    task = step.settings.get("task")
+    asked = next((i.step or i.value for i in step.inputs if i.field.split(".")[0] == "questions"), None)
+    return asked or (task if isinstance(task, str) else step.name)
 
 
 def _learned(run: Run, scores: Scores) -> bool:
@@ -227,16 +230,15 @@ def _track(one: _Found, reach: float) -> Markup:
 # --- the three answers at the top -------------------------------------------------------------------------------------
 
 
-def _gain_tile(pairs: list[tuple[_Found, Effect]]) -> Tile:
+def _gain_tile(pairs: list[tuple[_Found, Effect]], near: str) -> Tile:
     gain = next(((f, e) for f, e in pairs if e.side == "gain"), None)
     if gain is None:
         return Tile("Is it better?", "", "Nothing of its trade was measured of both models.")
     found, effect = gain
     said = metric(found.mine.metric)
     word = effect.verdict or "not compared"
-    return Tile(
-        "Is it better?", word, f"{said.title} {effect.base} → {effect.specialist} ({effect.what}, n = {effect.n:,})"
-    )
+    text = f"{said.title} {effect.base} → {effect.specialist} ({effect.what}, n = {effect.n:,})"
+    return Tile("Is it better?", word, f"{text}. {near}" if near else text)
 
 
 def _cost_tile(pairs: list[tuple[_Found, Effect]]) -> Tile:

@@ -11,11 +11,13 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import yaml
 from markupsafe import Markup
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from metier.core.fingerprint import Json
 from metier.report import lineage, sections, wording
@@ -169,10 +171,7 @@ def _parameters(step: Step) -> tuple[int | None, int | None]:
 
 def _done(step: Step) -> Done:
     """What reads other steps is in the picture, what is at its default in the recipe below: neither is repeated."""
-    from metier.stages import CATALOGUE
-
-    kind = CATALOGUE.get(step.kind)  # an older version's step may have a kind that is gone
-    changed = kind.model_validate(step.settings).model_dump(mode="json", exclude_defaults=True) if kind else {}
+    changed = _changed(step)
     wiring = {i.field.split(".")[0] for i in step.inputs if i.step is not None or i.field in ("model", "models")}
     settings = tuple(
         (name, wording.cut(wording.setting(value), 160)) for name, value in changed.items() if name not in wiring
@@ -180,6 +179,27 @@ def _done(step: Step) -> Done:
     trained, total = _parameters(step)
     about = step.training.about if step.training else {}
     return Done(step, settings, trained, total, about.get("tokens_seen"), step.record.get("seconds"))
+
+
+def _changed(step: Step) -> dict[str, Json]:
+    """The settings that are not the default. Field by field: some stages refuse even a default that is spelt out."""
+    from metier.stages import CATALOGUE
+
+    kind = CATALOGUE.get(step.kind)  # an older version's step may have a kind that is gone
+    fields = kind.model_fields if kind else {}
+    changed: dict[str, Json] = {}
+    for name, value in step.settings.items():
+        field = fields.get(name)
+        if field is None or name == "kind":
+            continue
+        if not field.is_required() and value == to_jsonable_python(field.get_default(call_default_factory=True)):
+            continue
+        adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, field.annotation))
+        try:
+            changed[name] = adapter.dump_python(adapter.validate_python(value), mode="json", exclude_defaults=True)
+        except ValidationError:  # of another version
+            changed[name] = value
+    return changed
 
 
 def _shared(run: Run, part: str) -> list[tuple[list[str], dict[str, str]]]:

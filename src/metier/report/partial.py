@@ -28,7 +28,6 @@ from metier.text.nouns import Question
 FILE = "leaderboards_partial.json"
 FORMAT = 1
 EVERY_SECONDS = 2.0
-RESAMPLES = 400
 FALLBACK = ("token_f1", "exact_match")
 
 Row = dict[str, Any]
@@ -181,7 +180,7 @@ class PartialBoard:
             values = [one[metric] for one in follower.values.values()]
             if values:
                 kind = METRICS[metric]
-                found = mean_interval(values, bounded=kind.bounded, binary=kind.binary, resamples=RESAMPLES)
+                found = mean_interval(values, bounded=kind.bounded, binary=kind.binary)
                 scores.append(
                     {"metric": metric, "n": len(values), "mean": found.estimate, "low": found.low, "high": found.high}
                 )

@@ -180,11 +180,12 @@ def _sample(
         items = scores.items if scores else {}
         value = _value(items, name, identity, metric) if metric else None
         exact = _value(items, name, identity, "exact_match")
+        chosen = items.get((name, identity), {}).get("said", "")  # of a choose step, the label
         said.append(
             Said(
                 contender=name,
                 role=roles.get(name, "stage"),
-                text=str(answer.get("text", "")),
+                text=str(answer.get("text", chosen)),
                 score=value,
                 mark=mark(value, exact),
                 stopped=bool(answer.get("stopped", True)),

@@ -94,6 +94,7 @@ def headline(run: Run, board: Board) -> list[Sentence]:
     found: list[Sentence] = []
     if board.scores and board.metric and specialist and not board.scores.of_text:
         found += _answers_headline(run, board.scores, board.metric, specialist, board)
+        found += [Sentence(near) for p in board.places if (near := near_references(run, board, p.contender.name))]
     for scores in run.scores:
         if scores.of_text and specialist:
             found += _text_headline(run, scores, specialist)
@@ -108,7 +109,7 @@ def _answers_headline(run: Run, scores: Scores, name: str, specialist: Contender
     mine = scores.row(specialist.name, name, "all")
     if mine is None:
         return
-    reached = f"a {said.title} of {_value(mine, said.digits)}"
+    reached = f"{'an' if said.title[:1] in 'aeio' else 'a'} {said.title} of {_value(mine, said.digits)}"
     text = f"On {mine.n:,} test questions, {run.label(specialist.name)} reaches {reached}"
     theirs = scores.row(base.name, name, "all") if base else None
     if base is None or theirs is None or base is specialist:
@@ -131,6 +132,27 @@ def _answers_headline(run: Run, scores: Scores, name: str, specialist: Contender
             f"{_value(theirs, said.digits)}.",
             _verdict(mine, rival.name),
         )
+
+
+def near_references(run: Run, board: Board, name: str) -> str:
+    """A sentence where a model is not clearly past the best contender that needs no model, by their intervals."""
+    score = next((p.score for p in board.places if p.contender.name == name and p.role != "reference"), None)
+    trivial = [p for p in board.places if p.contender.kind == "trivial" and p.score]
+    if score is None or not trivial or board.higher_is_better is None or board.metric is None:
+        return ""
+    sign = 1 if board.higher_is_better else -1
+    best = max(trivial, key=lambda p: sign * p.score.mean if p.score else 0.0)
+    other = best.score
+    if other is None or None in (score.low, score.high, other.low, other.high):
+        return ""
+    near = score.low <= other.high if sign > 0 else score.high >= other.low  # type: ignore[operator]
+    if not near:
+        return ""
+    digits = metric(board.metric).digits
+    return (
+        f"{run.label(name)} ({_value(score, digits)}) is not clearly past the trivial baseline "
+        f"“{run.label(best.contender.name)}” ({_value(other, digits)}), which needs no model."
+    )
 
 
 def _text_headline(run: Run, scores: Scores, specialist: Contender) -> Iterable[Sentence]:

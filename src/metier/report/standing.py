@@ -15,7 +15,15 @@ from metier.report.wording import metric
 
 LANE = 9
 """Width of a lane of ties in px."""
-PLAIN_COLUMNS, SCORED_COLUMNS, TIMED_COLUMNS = 5, 2, 5
+PLAIN_COLUMNS, SCORED_COLUMNS = 5, 2
+TIMED = (
+    ("p50_seconds", "Median answer", "duration"),
+    ("p95_seconds", "95th percentile", "duration"),
+    ("first_token_p50_seconds", "First token", "duration"),
+    ("tokens_per_second", "Tokens a second", "count"),
+    ("peak_rss_bytes", "Peak memory", "memory"),
+)
+"""What is shown of `measured/contenders.json`, where any contender has it."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +39,19 @@ class Standing:
 
 @dataclass(frozen=True)
 class Table:
-    """parts: the models' rows, then those of the points of reference, where there are any. timed: some were timed."""
+    """parts: the models' rows, then those of the points of reference, where there are any. timed: key, title, unit."""
 
     parts: tuple[tuple[Standing, ...], ...]
     axis: Markup
     cliques: tuple[tuple[str, ...], ...]
-    timed: bool
+    timed: tuple[tuple[str, str, str], ...]
     n: int | None
 
     @property
     def columns(self) -> int:
         """Columns of the table."""
         scored = SCORED_COLUMNS + bool(self.cliques) if self.axis else 0
-        return PLAIN_COLUMNS + scored + (TIMED_COLUMNS if self.timed else 0)
+        return PLAIN_COLUMNS + scored + len(self.timed)
 
 
 def standing(board: Board) -> Table:
@@ -58,7 +66,7 @@ def standing(board: Board) -> Table:
         tuple(part for part in (models, references) if part),
         plots.axis_row(axis) if axis else Markup(""),
         tuple(tuple(names) for names in groups),
-        any(p.contender.measured for p in board.places),
+        tuple(t for t in TIMED if any(p.contender.measured.get(t[0]) is not None for p in board.places)),
         max((s.n for s in measured), default=None),
     )
 
