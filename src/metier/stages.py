@@ -3,6 +3,7 @@
 from metier.core.stage import Stage
 from metier.data.stage import Documents, Examples
 from metier.evaluate.choose import Choose
+from metier.evaluate.harness import Harness
 from metier.evaluate.stage import Answer, Perplexity, Score
 from metier.export.stage import Merge
 from metier.synthesize.stage import Recall, Rehearse
@@ -18,6 +19,7 @@ STAGES: tuple[type[Stage], ...] = (
     Merge,
     Answer,
     Choose,
+    Harness,
     Score,
     Perplexity,
 )
