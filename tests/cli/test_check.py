@@ -217,6 +217,14 @@ def test_every_token_is_shown_once_and_characters_stay_whole():
     assert "".join(token.text for token in found.tokens if token.trained) == "Ein Krebs gräbt 海 the end<|end|>"
 
 
+def test_long_examples_show_where_the_answer_begins():
+    whole = [Token("a", (1,), False, False)] * 700 + [Token("b", (2,), True, False)] * 600
+    chosen = proofs._worth_showing(whole)
+    assert all([chosen[0], chosen[699], chosen[700], chosen[-1]])
+    assert not any([chosen[400], chosen[1000]])
+    assert sum(chosen) <= proofs.MOST_TOKENS
+
+
 def test_long_examples_show_their_ends():
     found = shown("x" * 900)
     assert found.left_out == found.length - proofs.MOST_TOKENS

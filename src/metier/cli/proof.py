@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MOST = 20_000
 """Rows of a split that are looked at."""
 MOST_TOKENS = 400
-"""Tokens shown of an example; of a longer one its beginning and end."""
+"""Tokens shown of an example; of a longer one its beginning, its end, and where the first answer begins."""
 BINS = 24
 NAMED = 5
 UNCUT = 10**9
@@ -51,7 +51,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Shown:
-    """An example as it is trained on. left_out: tokens in the middle that are not shown."""
+    """An example as it is trained on. left_out: tokens not shown; one without ids stands in their place."""
 
     id: str
     tokens: tuple[Token, ...]
@@ -275,7 +275,7 @@ def filling_questions(
     stage = steps[name].stage
     assert isinstance(stage, Answer), name
     rows = [conversation_of(row) for row in spread_rows(folder / f"{stage.split}.jsonl", most)[1]]
-    for model in stage.models:
+    for model in stage.local:
         tokenizer, base = tokenizer_for(recipe, steps, model, steps[name].sources)
         if tokenizer is None or base is None:
             continue
@@ -415,10 +415,34 @@ def _stretches(trained: Sequence[bool]) -> Iterator[tuple[int, int]]:
 
 def _show(tokenizer: "PreTrainedTokenizerFast", name: str, ids: Sequence[int], trained: Sequence[bool]) -> Shown:
     tokens = list(_tokens(tokenizer, ids, trained))
-    left_out = max(0, len(tokens) - MOST_TOKENS)
-    if left_out:
-        tokens = [*tokens[: MOST_TOKENS // 2], *tokens[-(MOST_TOKENS - MOST_TOKENS // 2) :]]
-    return Shown(name, tuple(tokens), len(ids), left_out)
+    made: list[Token] = []
+    at = left_out = 0
+    for start, end in _stretches(_worth_showing(tokens)):
+        if start > at:
+            made.append(_gap(start - at))
+            left_out += start - at
+        made += tokens[start:end]
+        at = end
+    return Shown(name, tuple(made), len(ids), left_out)
+
+
+def _gap(count: int) -> Token:
+    """What stands in the place of tokens that are not shown. It has no ids."""
+    return Token(f" ... {count:,} tokens ... ", (), False, True)
+
+
+def _worth_showing(tokens: Sequence[Token]) -> list[bool]:
+    """Of a long example its beginning, its end, and where the trained tokens begin."""
+    if len(tokens) <= MOST_TOKENS:
+        return [True] * len(tokens)
+    half, quarter = MOST_TOKENS // 2, MOST_TOKENS // 4
+    seam = next((index for index, token in enumerate(tokens) if token.trained), 0)
+    if seam < half - quarter // 2:  # it stands in what is shown at the beginning
+        return [index < half or index >= len(tokens) - half for index in range(len(tokens))]
+    return [
+        index < quarter or abs(index - seam) <= quarter // 2 or index >= len(tokens) - quarter
+        for index in range(len(tokens))
+    ]
 
 
 def _tokens(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int], trained: Sequence[bool]) -> Iterator[Token]:

@@ -5,13 +5,12 @@ In a pipe, where there is no colour, trained stretches stand between « and ».
 
 import os
 import sys
-from collections.abc import Iterator
 from itertools import groupby
 
 import typer
 
 from metier.cli.looking import LEFT_OUT, Data, Leak
-from metier.cli.proof import Proof, Shown, Token
+from metier.cli.proof import Proof, Shown
 from metier.core.errors import shorten
 
 MOST_NOTES = 10
@@ -92,25 +91,16 @@ def _legend(coloured: bool) -> str:
 def coloured_text(shown: Shown) -> str:
     """Each token in the colour of what becomes of it; neighbours differ in shade, so that they are told apart."""
     pieces = []
-    for number, token in enumerate(_with_gap(shown)):
+    for number, token in enumerate(shown.tokens):
         pieces.append(_colour(_visible(token.text), trained=token.trained, odd=number % 2 == 1, special=token.special))
     return "".join(pieces)
 
 
 def marked_text(shown: Shown) -> str:
     """The text with trained stretches between « and »."""
-    runs = groupby(_with_gap(shown), key=lambda token: token.trained)
+    runs = groupby(shown.tokens, key=lambda token: token.trained)
     texts = ((trained, "".join(_visible(token.text) for token in tokens)) for trained, tokens in runs)
     return "".join(f"«{text}»" if trained else text for trained, text in texts)
-
-
-def _with_gap(shown: Shown) -> Iterator[Token]:
-    """The tokens, with a word where some in the middle are not shown."""
-    half = len(shown.tokens) // 2 if shown.left_out else len(shown.tokens)
-    yield from shown.tokens[:half]
-    if shown.left_out:
-        yield Token(f" ... {shown.left_out:,} tokens ... ", (), False, True)
-        yield from shown.tokens[half:]
 
 
 def _visible(text: str) -> str:
