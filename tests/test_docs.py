@@ -4,9 +4,16 @@ import json
 import re
 from pathlib import Path
 
-from pydantic_core import PydanticUndefined
+import pytest
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from metier.core.stage import Config
+from metier.engine.remote import Endpoint
+from metier.evaluate.choose import Choose
+from metier.evaluate.exposure import ExposureGate
+from metier.evaluate.metrics import METRICS, BertScore, ModelMetric, Semantic
+from metier.evaluate.stage import Answer, Perplexity, Score
+from metier.report.partial import FILE as PARTIAL
 from metier.track import TRACKERS
 from metier.track.tracker import TRAINING
 from metier.train.methods import Freeze, Lora
@@ -30,16 +37,32 @@ def test_every_curve_and_tracker_is_in_the_page_on_tracking():
 BEGIN, END = "<!-- settings -->\n", "<!-- end of settings -->\n"
 
 
-def settings() -> str:
-    """The tables of every setting that a training step has, from the stages themselves."""
-    parts = {
+Parts = dict[str, tuple[type[Config], object]]
+PARTS: dict[str, Parts] = {
+    "training.md": {
         "`pretrain` and `tune`": (Training, ()),
         "`pretrain` alone": (Pretrain, Training.model_fields),
         "`tune` alone": (Tune, Training.model_fields),
         "`method: {freeze: {...}}`": (Freeze, ()),
         "`method: {lora: {...}}`": (Lora, ()),
-    }
-    return "\n".join(f"### {title}\n\n{table(stage, without)}" for title, (stage, without) in parts.items())
+    },
+    "evaluation.md": {
+        "`answer`": (Answer, ()),
+        "an endpoint among `models`": (Endpoint, ()),
+        "`choose`": (Choose, ()),
+        "`score`": (Score, ()),
+        "`perplexity`": (Perplexity, ()),
+        "`contamination`, where models are asked": (ExposureGate, ()),
+        "`{semantic: {...}}` among `metrics`": (Semantic, ()),
+        "`{bertscore: {...}}` among `metrics`": (BertScore, ()),
+    },
+}
+"""Page -> title of each table -> what has the settings, and those that are told elsewhere."""
+
+
+def settings(page: str) -> str:
+    """The tables of every setting that the page is about, from the stages themselves."""
+    return "\n".join(f"### {title}\n\n{table(stage, without)}" for title, (stage, without) in PARTS[page].items())
 
 
 def table(config: type[Config], without: object) -> str:
@@ -48,20 +71,23 @@ def table(config: type[Config], without: object) -> str:
         if name in without:  # type: ignore[operator]
             continue
         default = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]
-        shown = "required" if default is PydanticUndefined else f"`{json.dumps(default)}`"
+        shown = "required" if default is PydanticUndefined else f"`{json.dumps(to_jsonable_python(default))}`"
         text = " ".join((field.description or "").split()).replace("|", "\\|")
         lines.append(f"| `{name}` | {shown} | {text} |")
     return "\n".join([*lines, ""])
 
 
 def with_settings(page: str) -> str:
-    head, rest = page.split(BEGIN)
-    return head + BEGIN + settings() + rest[rest.index(END) :]
+    head, rest = (DOCS / page).read_text(encoding="utf-8").split(BEGIN)
+    return head + BEGIN + settings(page) + rest[rest.index(END) :]
 
 
-def test_the_page_on_training_has_every_setting_as_it_is():
-    page = (DOCS / "training.md").read_text(encoding="utf-8")
-    assert page == with_settings(page), "run `python tests/test_docs.py`"
+@pytest.mark.parametrize("page", PARTS)
+def test_a_page_has_every_setting_as_it_is(page):
+    assert (DOCS / page).read_text(encoding="utf-8") == with_settings(page), "run `python tests/test_docs.py`"
+
+
+def test_the_page_on_training_has_every_setting():
     assert set(rows("training.md")) == {
         *Pretrain.model_fields,
         *Tune.model_fields,
@@ -86,6 +112,15 @@ def test_every_field_in_backticks_before_a_colon_is_one():
     assert named <= fields
 
 
+def test_the_page_on_evaluation_names_no_metric_and_no_file_that_is_none():
+    page = (DOCS / "evaluation.md").read_text(encoding="utf-8").split(BEGIN)[0]
+    table = page[page.index("## Which measure") : page.index("All of these are cheap")]
+    named = set(re.findall(r"`\{?([a-z_0-9]+)(?:: \{[^`]*)?`", table)) - {"choose", "perplexity"}
+    assert named <= {*METRICS, *ModelMetric.model_fields}
+    assert {"token_f1", "semantic", "chrf"} <= named
+    assert PARTIAL in page
+
+
 if __name__ == "__main__":
-    path = DOCS / "training.md"
-    path.write_text(with_settings(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    for name in PARTS:
+        (DOCS / name).write_text(with_settings(name), encoding="utf-8", newline="\n")

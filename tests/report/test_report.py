@@ -11,6 +11,7 @@ import fake_run as fakes
 import pytest
 
 from metier.core.errors import StoreError
+from metier.evaluate.choose import Choose
 from metier.report import publish
 from metier.report.collect import Contender, collect
 from metier.report.leaderboard import Board, Place, cliques, final_model, rank
@@ -496,3 +497,46 @@ def test_endpoints_are_models_and_say_so(tmp_path):
     words = asked(tmp_path, None, rows, base="model", far="endpoint").words("leaderboard")
     assert words.index(" far ") < words.index(" base ", words.index(" far "))
     assert ", endpoint" in words
+
+
+def test_settings_that_a_stage_refuses_when_spelt_out_are_shown_as_they_are(tmp_path):
+    run = fakes.FakeRun(tmp_path / "store")
+    stage = Choose(models=["seedling"], task="health", shots=2).model_dump(mode="json")
+    files = {"questions.jsonl": [], "contenders.json": "[]"}
+    run.add("choices", stage, "choices", files=files)
+    words = Page(publish(run.result, "t", tmp_path / "out")).words("done")
+    assert "task health" in words
+    assert "shots 2" in words
+    assert "split" not in words
+
+
+def test_what_was_chosen_stands_among_the_answers_that_changed(tmp_path):
+    run = fakes.FakeRun(tmp_path / "store")
+    questions = [
+        {"id": f"q{i}", "group": "", "messages": [{"role": "user", "content": "Q"}], "reference": "yes"}
+        for i in range(3)
+    ]
+    names = ("base", "tuned")
+    contenders = json.dumps([{"name": n, "model": n, "kind": "model"} for n in names])
+    stage = {"kind": "choose", "models": list(names), "task": "health"}
+    run.add("choices", stage, "choices", files={"questions.jsonl": questions, "contenders.json": contenders})
+    items = [
+        {
+            "id": f"q{i}",
+            "contender": n,
+            "group": "",
+            "accuracy": float(n == "tuned"),
+            "said": "yes" if n == "tuned" else "no",
+        }
+        for n in names
+        for i in range(3)
+    ]
+    rows = [
+        fakes.score_row(n, "accuracy", "all", 3, m, (0.2,) * 4, higher=True) for n, m in (("base", 0), ("tuned", 1))
+    ]
+    scores = {"baseline": "base", "confidence": 0.95, "rows": rows}
+    made = {"items.jsonl": items, "scores.json": scores}
+    run.add("scores", {"kind": "score", "answers": "choices"}, "scores", files=made, inputs={"choices": "answers"})
+    words = Page(publish(run.result, "t", tmp_path / "out")).words("answers")
+    assert "tuned scores higher than base on 3" in words
+    assert "base ✗ wrong 0.00 no tuned ✓ right 1.00 yes" in words
