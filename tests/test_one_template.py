@@ -97,12 +97,12 @@ class House:
         """What the engine is given for the conversation's last question."""
         seen: list[list[int]] = []
 
-        def generate(loaded: Any, prompts: list[list[int]], **options: Any) -> Any:
+        def speak(loaded: Any, prompts: list[list[int]], **options: Any) -> Any:
             seen.extend(prompts)
             return real(loaded, prompts, **options)
 
-        real = answering.generate
-        monkeypatch.setattr(answering, "generate", generate)
+        real = answering.speak
+        monkeypatch.setattr(answering, "speak", speak)
         Answer(models=["merged"], questions="data", max_new_tokens=2).run(self.context("answers"))
         return seen[0]
 

@@ -86,7 +86,8 @@ def house(tmp_path: Path) -> House:
 
 
 def answer(**changed: Any) -> Answer:
-    return Answer.model_validate({"models": ["base", "org/tuned"], "questions": "qa", "max_new_tokens": 8, **changed})
+    usual = {"models": ["base", "org/tuned"], "questions": "qa", "max_new_tokens": 8, "baselines": False}
+    return Answer.model_validate(usual | changed)
 
 
 # --- answer
@@ -109,8 +110,11 @@ def test_answers_are_laid_out_as_agreed(house: House):
     measured = files.parent / "measured"
     assert [r["id"] for r in read(measured / "answers" / "base.jsonl")] == [f"q{i}" for i in range(10)]
     cost = json.loads((measured / "contenders.json").read_text())
-    assert set(cost["base"]) == {"seconds", "tokens_per_second", "peak_rss_bytes", "p50_seconds", "p95_seconds"}
-    assert sum(r["seconds"] for r in read(measured / "answers" / "base.jsonl")) <= cost["base"]["seconds"]
+    whole = {"seconds", "tokens_per_second", "peak_rss_bytes", "tokens_read", "tokens_written"}
+    each = {f"{kind}p{share}_seconds" for kind in ("", "first_token_", "per_token_") for share in (50, 95)}
+    assert set(cost["base"]) == whole | each
+    shares = [r["seconds"] for r in read(measured / "answers" / "base.jsonl")]
+    assert sum(shares) == pytest.approx(cost["base"]["seconds"])
     assert metrics["base output_tokens"] == pytest.approx(
         sum(a["tokens"] for a in read(files / "answers/base.jsonl")) / 10
     )

@@ -225,7 +225,7 @@ def _tests(steps: Mapping[str, Planned]) -> Iterator[tuple[str, str, list[str]]]
     """(data step, split, contenders) of everything that the recipe measures with."""
     for step in steps.values():
         if isinstance(step.stage, Answer):
-            yield step.stage.questions, step.stage.split, list(step.stage.models)
+            yield step.stage.questions, step.stage.split, step.stage.local
         elif isinstance(step.stage, Perplexity):
             for documents in step.stage.documents:
                 yield documents, "heldout", list(step.stage.models)

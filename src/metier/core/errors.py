@@ -8,6 +8,7 @@
     |   +-- MissingExtra                an optional dependency is not installed
     +-- StoreError             exit 1   the store: unreadable, damaged, out of space
     +-- TrainingError          exit 1   training cannot go on (loss not finite, nothing to learn from)
+    +-- EndpointError          exit 1   a server that answers questions failed for good
     +-- Interrupted            exit 75  stopped on request; the next run goes on from here
 
 A message names what is wrong, where (file:line, step.field), the value found, and the cure.
@@ -94,6 +95,10 @@ class StoreError(MetierError):
 
 class TrainingError(MetierError):
     """Training cannot go on."""
+
+
+class EndpointError(MetierError):
+    """A server that answers questions failed, however often it was asked."""
 
 
 class Interrupted(MetierError):

@@ -1,42 +1,43 @@
-"""Let contenders answer questions, one model in memory at a time, each finished one kept for a run that goes on later.
+"""Let contenders answer questions, one model in memory at a time, each answer kept for a run that goes on later.
+
+What is kept are the lines of `answers/<contender>.jsonl` in the step's scratch, appended and flushed to disk as answers
+are finished, with what each cost. A run killed at any of them goes on from there: which questions are computed together
+follows from all questions, so what is left gets the bits that it would have got, and what stands is not written again.
 
 Models run in float32. bfloat16 would give 1.2 to 1.4 times the tokens per second (5 M parameters, a CPU with bfloat16
 instructions), but at eight bits of precision batch mates decide near ties, and answers would depend on them.
-Refuses questions that fill a model's context. Costs the model's size in memory,
-plus the cache of one batch.
+Refuses questions that fill a model's context, and an endpoint that does not let us in, before anything is generated.
+Costs the model's size in memory, plus the cache of one batch.
 """
 
 import gc
 import json
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
 
-from metier.core.errors import DataError
-from metier.core.measure import PeakMemory, Stopwatch
+from metier.core.errors import DataError, StoreError
+from metier.core.measure import PeakMemory
 from metier.core.stage import Context
-from metier.engine.local import generate
+from metier.engine.interface import Asking, Engine, Said
+from metier.engine.local import answers as speak
+from metier.engine.remote import Endpoint, RemoteEngine
+from metier.evaluate.trivial import Baseline
 from metier.models.load import Loaded, load
 from metier.models.shape import count_parameters
 from metier.text.artifacts import answer_row, answers_path, question_row, write_json, write_jsonl
 from metier.text.chat import encode_prompt
-from metier.text.nouns import Answer, Question
+from metier.text.nouns import Answer, Message, Question
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How answers are generated; the fields are those of `engine.local.generate`."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
-    batch_size: int
+EVERY_SECONDS = 0.5
+"""How often answers are written and seen on the disk, which takes milliseconds each time."""
+COSTS = ("seconds", "first_token_seconds", "per_token_seconds")
 
 
 def spread(count: int, limit: int | None) -> list[int]:
@@ -45,80 +46,250 @@ def spread(count: int, limit: int | None) -> list[int]:
     return [index * count // kept for index in range(kept)]
 
 
-def answer_all(ctx: Context, names: Sequence[str], questions: Sequence[Question], asking: Asking) -> dict[str, float]:
-    """Write an `answers` artifact. Returns each contender's share of answers that stop, and tokens an answer."""
+def answer_all(
+    ctx: Context,
+    contenders: Sequence[str | Endpoint],
+    questions: Sequence[Question],
+    asking: Asking,
+    baselines: Sequence[Baseline] = (),
+) -> dict[str, float]:
+    """Write an `answers` artifact. Returns each contender's share of answers that stop, and tokens an answer.
+
+    baselines: contenders that need no model, with their answers; they come last.
+    """
     write_jsonl(ctx.out / "questions.jsonl", map(question_row, questions))
-    finished = [_contender(ctx, name, questions, asking) for name in names]
-    write_json(ctx.out / "contenders.json", [made["contender"] for made in finished])
-    write_json(ctx.measured / "contenders.json", {m["contender"]["name"]: m["measured"] for m in finished})
-    return {key: value for made in finished for key, value in made["metrics"].items()}
-
-
-def _contender(ctx: Context, name: str, questions: Sequence[Question], asking: Asking) -> Row:
-    """One contender's files, generated or taken over from an earlier run; about.json, written last, says whole."""
-    kept_answers, kept_seconds = answers_path(ctx.scratch, name), answers_path(ctx.scratch / "measured", name)
-    about = kept_answers.with_suffix(".about.json")
-    if about.exists():
-        ctx.events.note(f"{name}: answers kept from the run before")
-    else:
-        ctx.check_stop()
-        made = _generate(ctx, name, questions, asking)
-        gc.collect()  # a model's modules refer to one another in circles: without this two would be in memory
-        kept_answers.parent.mkdir(parents=True, exist_ok=True)
-        kept_seconds.parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(kept_answers, map(answer_row, made.answers))
-        write_jsonl(kept_seconds, ({"id": q.id, "seconds": s} for q, s in zip(questions, made.seconds, strict=True)))
-        write_json(aside := about.with_suffix(".aside"), made.about)
-        aside.replace(about)
-    for source, folder in ((kept_answers, ctx.out), (kept_seconds, ctx.measured)):
-        target = answers_path(folder, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-    kept: Row = json.loads(about.read_text(encoding="utf-8"))
-    return kept
+    for one in contenders:
+        if isinstance(one, Endpoint):
+            RemoteEngine(one, asking).check()
+    finished = [_contender(ctx, one, questions, asking) for one in contenders]
+    finished += [_trivial(ctx, one, questions) for one in baselines]
+    write_json(ctx.out / "contenders.json", [made.contender for made in finished])
+    write_json(ctx.measured / "contenders.json", {m.contender["name"]: m.measured for m in finished})
+    return {key: value for made in finished for key, value in made.metrics.items()}
 
 
 @dataclass(frozen=True)
 class _Made:
-    answers: list[Answer]
-    seconds: list[float]
-    about: Row
+    """What the artifact says of a contender whose answers are written."""
+
+    contender: Row
+    measured: Row
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
-def _generate(ctx: Context, name: str, questions: Sequence[Question], asking: Asking) -> _Made:
-    with PeakMemory() as memory:
+def _contender(ctx: Context, one: str | Endpoint, questions: Sequence[Question], asking: Asking) -> _Made:
+    """One contender's answers, as far as they are not there from an earlier run, and its files."""
+    name = one if isinstance(one, str) else one.title
+    kept = Kept(answers_path(ctx.scratch, name), questions)
+    about = kept.path.with_suffix(".about.json")
+    if kept.whole and about.is_file():
+        ctx.events.note(f"{name}: answers kept from the run before")
+    else:
+        if kept.rows:
+            ctx.events.note(f"{name}: {len(kept.rows)} answers kept from the run before")
+        ctx.check_stop()
+        with PeakMemory() as memory:
+            _ask(ctx, one, name, kept, about, asking, memory)
+        gc.collect()  # a model's modules refer to one another in circles: without this two would be in memory
+    return _write(ctx, json.loads(about.read_text(encoding="utf-8")), kept)
+
+
+def _ask(
+    ctx: Context,
+    one: str | Endpoint,
+    name: str,
+    kept: "Kept",
+    about: Path,
+    asking: Asking,
+    memory: PeakMemory,
+) -> None:
+    """Let the contender answer what is left, and keep each answer."""
+    engine: Engine
+    if isinstance(one, Endpoint):
+        engine = RemoteEngine(one, asking)
+        known: Row = {"name": name, "model": one.model, "kind": "endpoint", "endpoint": one.endpoint}
+    else:
         loaded = load(ctx.source(name).path)
-        prompts = _prompts(ctx, loaded, name, questions, asking.max_new_tokens)
-        watch = Stopwatch()
-        found = generate(
-            loaded,
-            prompts,
+        engine = LocalEngine(ctx, loaded, name, kept.questions, asking)
+        known = {"name": name, "model": name, "kind": "model", "parameters": count_parameters(loaded.model).total}
+    write_json(aside := about.with_suffix(".aside"), known)
+    aside.replace(about)
+    total = len(kept.questions)
+    prompts = [question.messages for question in kept.questions]
+    waiting: list[tuple[int, Said]] = []
+    last = monotonic()
+
+    def keep() -> None:
+        kept.add(waiting, memory.peak_bytes)
+        waiting.clear()
+        ctx.events.progress(name, len(kept.rows), total, unit="answers")
+        ctx.events.emit(
+            "answers_so_far",
+            contender=name,
+            path=str(kept.path.absolute()),
+            questions=str((ctx.out / "questions.jsonl").absolute()),
+            done=len(kept.rows),
+            total=total,
+        )
+
+    try:
+        for said in engine.answers(prompts, done=kept.done, should_stop=stopper(ctx)):
+            waiting += said
+            if monotonic() - last >= EVERY_SECONDS:
+                keep()
+                last = monotonic()
+    finally:
+        if waiting:
+            keep()
+
+
+class LocalEngine:
+    """Answers with a loaded model."""
+
+    def __init__(self, ctx: Context, loaded: Loaded, name: str, questions: Sequence[Question], asking: Asking) -> None:
+        self._loaded = loaded
+        self._asking = asking
+        self._prompts = _prompts(ctx, loaded, name, questions, asking.max_new_tokens)
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        done: Collection[int] = (),
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Iterator[list[tuple[int, Said]]]:
+        """As `interface.Engine.answers`, of the questions that it was made for."""
+        assert len(prompts) == len(self._prompts)
+        asking = self._asking
+        for finished in speak(
+            self._loaded,
+            self._prompts,
             max_new_tokens=asking.max_new_tokens,
             temperature=asking.temperature,
             top_p=asking.top_p,
             seed=asking.seed,
             batch_size=asking.batch_size,
-            on_progress=lambda done, total: ctx.events.progress(name, done, total, unit="answers"),
-            should_stop=stopper(ctx),
-        )
-        seconds = watch.seconds
-    answers = [Answer(q.id, g.text.strip(), g.tokens, g.stopped) for q, g in zip(questions, found, strict=True)]
-    tokens, each = [g.tokens for g in found], [g.seconds for g in found]
-    about = {
-        "contender": {"name": name, "model": name, "parameters": count_parameters(loaded.model).total},
-        "measured": {
-            "seconds": seconds,
-            "tokens_per_second": sum(tokens) / seconds,
-            "peak_rss_bytes": memory.peak_bytes,
-            "p50_seconds": float(np.quantile(each, 0.5)),
-            "p95_seconds": float(np.quantile(each, 0.95)),
-        },
-        "metrics": {
-            f"{name} stopped": float(np.mean([g.stopped for g in found])),
-            f"{name} output_tokens": float(np.mean(tokens)),
-        },
+            done=done,
+            should_stop=should_stop,
+        ):
+            yield [
+                (
+                    index,
+                    Said(
+                        one.text.strip(),
+                        one.tokens,
+                        one.stopped,
+                        one.seconds,
+                        one.first_token_seconds,
+                        one.per_token_seconds,
+                        len(self._prompts[index]),
+                    ),
+                )
+                for index, one in finished
+            ]
+
+
+class Kept:
+    """The answers of one contender on disk, one line each as they came, and those that are still to come.
+
+    rows: by question id. A line that a killed run left unfinished is cut off; an id that is not asked is another run's,
+    and refused.
+    """
+
+    def __init__(self, path: Path, questions: Sequence[Question]) -> None:
+        self.path = path
+        self.questions = questions
+        self.rows: dict[str, Row] = {}
+        self._ids = {question.id: index for index, question in enumerate(questions)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            self._read()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all are answered."""
+        return len(self.rows) == len(self.questions)
+
+    @property
+    def done(self) -> set[int]:
+        """Indices of the questions that are answered."""
+        return {self._ids[one] for one in self.rows}
+
+    def add(self, said: Sequence[tuple[int, Said]], peak_bytes: int) -> None:
+        """Append answers, those that are there already left out, and see them on the disk."""
+        fresh = [_kept_row(self.questions[i], one, peak_bytes) for i, one in said]
+        fresh = [row for row in fresh if row["id"] not in self.rows]
+        if not fresh:
+            return
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in fresh))
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows |= {row["id"]: row for row in fresh}
+
+    def _read(self) -> None:
+        data = self.path.read_bytes()
+        finished = data[: data.rfind(b"\n") + 1]
+        if len(finished) < len(data):
+            with self.path.open("r+b") as file:
+                file.truncate(len(finished))
+        try:
+            rows = [json.loads(line) for line in finished.decode("utf-8").split("\n") if line]
+            self.rows = {row["id"]: row for row in rows}
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.path, str(error)) from error
+        strangers = [one for one in self.rows if one not in self._ids]
+        if strangers:
+            raise _damaged(self.path, f"it answers {strangers[0]!r}, which is not asked")
+
+
+def _kept_row(question: Question, said: Said, peak_bytes: int) -> Row:
+    answer = answer_row(Answer(question.id, said.text, said.tokens, said.stopped))
+    costs = {name: getattr(said, name) for name in COSTS if getattr(said, name) is not None}
+    return answer | costs | {"read": said.read, "peak_rss_bytes": peak_bytes}
+
+
+def _write(ctx: Context, contender: Row, kept: Kept) -> _Made:
+    """The contender's files, in the order of the questions."""
+    name = contender["name"]
+    rows = [kept.rows[question.id] for question in kept.questions]
+    for folder in (ctx.out, ctx.measured):
+        answers_path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(answers_path(ctx.out, name), ({k: row[k] for k in ("id", "text", "tokens", "stopped")} for row in rows))
+    write_jsonl(
+        answers_path(ctx.measured, name), ({"id": row["id"]} | {k: row[k] for k in COSTS if k in row} for row in rows)
+    )
+    metrics = {
+        f"{name} stopped": float(np.mean([row["stopped"] for row in rows])),
+        f"{name} output_tokens": float(np.mean([row["tokens"] for row in rows])),
     }
-    return _Made(answers, each, about)
+    return _Made(contender, _measured(rows), metrics)
+
+
+def _measured(rows: Sequence[Row]) -> Row:
+    """What the answers cost: in all, and at the median and the 95th percentile of one."""
+    seconds, tokens = sum(row["seconds"] for row in rows), sum(row["tokens"] for row in rows)
+    found: Row = {
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "peak_rss_bytes": max(row["peak_rss_bytes"] for row in rows),
+        "tokens_read": sum(row["read"] for row in rows),
+        "tokens_written": tokens,
+    }
+    for cost in COSTS:
+        known = [row[cost] for row in rows if cost in row and (cost != "per_token_seconds" or row["tokens"] > 1)]
+        short = cost.removesuffix("seconds")
+        for share in (50, 95) if known else ():
+            found[f"{short}p{share}_seconds"] = float(np.quantile(known, share / 100))
+    return found
+
+
+def _trivial(ctx: Context, one: Baseline, questions: Sequence[Question]) -> _Made:
+    """The files of a contender that needs no model. Its tokens are words, and every answer is whole."""
+    said = [Answer(q.id, text, len(text.split()), True) for q, text in zip(questions, one.texts, strict=True)]
+    answers_path(ctx.out, one.name).parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(answers_path(ctx.out, one.name), map(answer_row, said))
+    return _Made({"name": one.name, "model": one.name, "kind": "trivial"}, {"seconds": one.seconds})
 
 
 def _prompts(
@@ -152,3 +323,7 @@ def stopper(ctx: Context) -> Callable[[], bool]:
         return False
 
     return asked
+
+
+def _damaged(path: Path, what: str) -> StoreError:
+    return StoreError(f"kept answers cannot be read: {what}", where=str(path), cure="delete the file and run again")

@@ -8,7 +8,7 @@ Costs a pass over all data that the contenders were trained on: a second for a m
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -130,9 +130,14 @@ def expose(
     items: Mapping[str, Question | Document],
     gate: Gate,
     tick: Callable[[int], None] = lambda _rows: None,
+    outside: Collection[str] = (),
 ) -> Exposure:
-    """Hold what the contenders were trained on against the items. items: by the id that they are known by here."""
+    """Hold what the contenders were trained on against the items. items: by the id that they are known by here.
+
+    outside: contenders of which nothing is known, such as those behind an endpoint.
+    """
     lineages = {name: lineage(source) for name, source in contenders.items()}
+    lineages |= {name: Lineage(outside=[name]) for name in outside}
     folders = {key: files for one in lineages.values() for key, files in one.data.items()}
     index = Index(gate)
     for test_id, item in items.items() if folders else ():
@@ -168,11 +173,16 @@ def _trained_rows(files: Path) -> Iterator[tuple[str, Row]]:
                 yield path.stem, row
 
 
-def refuse_early(contenders: Mapping[str, Source], items: Mapping[str, Question | Document], gate: Gate) -> None:
+def refuse_early(
+    contenders: Mapping[str, Source],
+    items: Mapping[str, Question | Document],
+    gate: Gate,
+    what: str = "questions",
+) -> None:
     """Raise DataError where the gate says stop and what is known before anything ran shows a reason already."""
     found = expose(contenders, items, gate)
     if found.any and gate.action == "stop":
-        raise _refusal(found, "questions")
+        raise _refusal(found, what)
 
 
 def settle(ctx: Context, found: Exposure, gate: Gate, what: str) -> set[str]:
