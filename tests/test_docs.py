@@ -11,6 +11,7 @@ from metier.core.stage import Config
 from metier.engine.remote import Endpoint
 from metier.evaluate.choose import Choose
 from metier.evaluate.exposure import ExposureGate
+from metier.evaluate.harness import Harness
 from metier.evaluate.metrics import METRICS, BertScore, ModelMetric, Semantic
 from metier.evaluate.stage import Answer, Perplexity, Score
 from metier.report.partial import FILE as PARTIAL
@@ -50,6 +51,7 @@ PARTS: dict[str, Parts] = {
         "`answer`": (Answer, ()),
         "an endpoint among `models`": (Endpoint, ()),
         "`choose`": (Choose, ()),
+        "`harness`": (Harness, ()),
         "`score`": (Score, ()),
         "`perplexity`": (Perplexity, ()),
         "`contamination`, where models are asked": (ExposureGate, ()),

@@ -159,8 +159,8 @@ def tradeoff(points: Sequence[tuple[float, float, float | None, float | None, st
             parts.append(f'<line class="whisker c-specialist" x1="{x}" x2="{x}" y1="{bottom}" y2="{top}"/>')
         parts.append(marker(x, y, "specialist"))
         anchor = "end" if axes.x.at(ratio) > 85 else "start"
-        gap = -9 if anchor == "end" else 9
-        parts.append(f'<text x="{x}" y="{y}" dx="{gap}" dy="-8" text-anchor="{anchor}">{text(size)}</text>')
+        gap, below = (-9, 18) if anchor == "end" else (9, -8)
+        parts.append(f'<text x="{x}" y="{y}" dx="{gap}" dy="{below}" text-anchor="{anchor}">{text(size)}</text>')
     return _frame(axes, parts, title)
 
 

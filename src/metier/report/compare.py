@@ -191,14 +191,14 @@ def _items(side: Side) -> Iterable[_Items]:
         step = side.run.step(scores.step)
         if step is None:
             continue
-        text = scores.of_text
+        grouped = scores.of_text or scores.answers is None  # ids are then unique within a group alone
         values: dict[Key, Row] = {}
         for row in rows_of(step, "items.jsonl"):
             if str(row.get("contender")) == side.contender:
-                values[str(row["group"]) if text else "", str(row["id"])] = row
+                values[str(row["group"]) if grouped else "", str(row["id"])] = row
         if not values:
             continue
-        asked: dict[Key, object] = {key: row.get("bytes") for key, row in values.items()}
+        asked: dict[Key, object] = {key: (row.get("bytes"), row.get("label")) for key, row in values.items()}
         source = side.run.step(scores.answers) if scores.answers else None
         if source is not None:
             asked = {

@@ -19,12 +19,15 @@ from metier.report.wording import cut, number, visible
 TEXT_LIMIT = 700
 SAMPLES = 4
 """Questions shown of each part."""
-_SIGNS = re.compile(r"[\\`*{}\[\]()<>#|~&$!]|(?<![^\W_])_|_(?![^\W_])")
+_SIGNS = re.compile(r"[\\`*\[<>#|~$]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 _LINKS = re.compile(r"(?i)(?:https?|ftp|mailto|javascript|data):|www\.|\w@(?=\w)")
 
 
 def plain(value: object) -> str:
-    """A string of somebody's as Markdown that shows it and does nothing else, on one line."""
+    """A string of somebody's as Markdown that shows it and does nothing else, on one line.
+
+    No link or picture can begin without its first bracket, so the others stay readable.
+    """
     text = " ".join(visible(str(value)).split())
     text = _SIGNS.sub(lambda match: f"&#{ord(match[0])};", text)
     return _LINKS.sub(lambda match: f"{match[0][:-1]}&#{ord(match[0][-1])};", text)
