@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from metier.evaluate.choose import Choose
 from metier.evaluate.choosing import How, choose, references
 from metier.evaluate.items import Item, choices_path, class_of, item_of, names_of
 from metier.evaluate.stage import Score
-from metier.evaluate.table import Settings
 from metier.evaluate.taskfiles import SHIPPED, read_task, shipped
 from metier.models.load import Loaded
 from metier.text.nouns import Message, Question
@@ -215,18 +215,38 @@ def test_pubmedqa_reproduces_its_official_evaluation(shared: Path) -> None:
         assert figures == {"human": (accuracy, f1), "majority": (55.2, 23.7)}
 
 
-@pytest.mark.shared
-def test_pubmedqa_draws_the_published_test_and_folds(shared: Path) -> None:
-    from metier.evaluate.taskfiles import official_halves
+def drawn(items: list[Item], count: int, rng: random.Random) -> list[list[Item]]:
+    """As PubMedQA's authors draw halves and folds: preprocess/split_dataset.py of github.com/pubmedqa/pubmedqa."""
+    by_label: dict[str, list[str]] = {choice: [] for choice in items[0].choices}
+    for item in items:
+        by_label[item.label].append(item.id)
+    parts: list[list[str]] = [[] for _ in range(count)]
+    for ids in by_label.values():
+        rng.shuffle(ids)
+        size = math.ceil(len(ids) / count)
+        for index, part in enumerate(parts):
+            part += ids[index * size :] if index == count - 1 else ids[index * size : (index + 1) * size]
+    if len(parts[-1]) != len(parts[0]):
+        for part in parts[:-1]:
+            picked = rng.choice(part)
+            part.remove(picked)
+            parts[-1].append(picked)
+    known = {item.id: item for item in items}
+    return [[known[one] for one in part] for part in parts]
 
+
+@pytest.mark.shared
+def test_pubmedqa_has_the_published_test_and_folds(shared: Path) -> None:
     task, data = read_task(SHIPPED / "pubmedqa"), shared / "data/pubmedqa/ori_pqal.json"
     parts = task.items(data, "reasoning-required")
     known = {item.id: item for item in (*parts.test, *parts.train)}
     published = json.loads((shared / "data/pubmedqa/test_ground_truth.json").read_text())
-    _, test = official_halves([known[one] for one in json.loads(data.read_text())], 10)
-    assert {item.id: item.label for item in test} == published
+    assert {item.id: item.label for item in parts.test} == published
+    rng = random.Random(0)
+    half, test = drawn([known[one] for one in json.loads(data.read_text())], 2, rng)
+    assert {item.id for item in test} == set(published)
+    assert [[i.id for i in fold] for fold in drawn(half, 10, rng)] == [[i.id for i in fold] for fold in parts.folds]
     assert [len(fold) for fold in parts.folds] == [50] * 10
-    assert {item.id for fold in parts.folds for item in fold} == {item.id for item in parts.train}
 
 
 # ---- choosing
@@ -334,6 +354,36 @@ def test_ones_own_task_in_a_recipe(house: House, tmp_path: Path) -> None:
     house.sources["even"] = Source("even", files[:1], "even", "even")
     with pytest.raises(DataError, match=r"has no task.yaml"):
         stage.check(house.sources)
+
+
+def test_the_best_on_its_own_fold_joins_the_contenders(house: House, tmp_path: Path) -> None:
+    from metier.core.stage import Source
+
+    folder = task_folder(tmp_path / "even", test_ids="test.txt", folds=["f0.txt", "f1.txt"])
+    for name, ids in (("test", "n0 n1"), ("f0", "n2 n4"), ("f1", "n3 n5")):  # all of f0 is yes, all of f1 is no
+        (folder / f"{name}.txt").write_text(ids)
+    house.sources["even"] = Source("even", tuple(sorted(folder.iterdir())), "even", "even")
+    fields = {"kind": "choose", "models": ["a"], "task": {"folder": "even"}, "contamination": False}
+    house.model("c", seed=7)
+    dev, accuracies = [], []
+    for fold, name in enumerate("bc"):
+        out, metrics = house.run(
+            Choose.model_validate(fields | {"models": [name], "part": "dev", "fold": fold}), name * 2
+        )
+        accuracies.append(metrics[f"{name} accuracy"])
+        dev.append((out / "questions.jsonl").read_text())
+    assert "n4" in dev[0]
+    assert "n5" in dev[1]
+    out, metrics = house.run(Choose.model_validate(fields | {"select": ["b", "c"]}), "chosen")
+    selection = json.loads((out / "selection.json").read_text())
+    assert [one["accuracy"] for one in selection["folds"]] == accuracies
+    best = "bc"[accuracies.index(max(accuracies))]
+    assert selection["selected"] == best
+    assert set(metrics) == {"a accuracy", f"{best} accuracy"}
+    with pytest.raises(RecipeError, match="2 folds"):
+        Choose.model_validate(fields | {"select": ["b"]}).check(house.sources)
+    with pytest.raises(ValidationError, match="task that has folds"):
+        Choose.model_validate({"kind": "choose", "models": ["a"], "questions": "qa", "select": ["b"]})
 
 
 def test_an_interrupted_run_keeps_finished_contenders(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,4 +507,36 @@ def test_columns_keep_clean_items_and_groups_apart() -> None:
     assert sizes["macro_f1", "clean"] == 7
     assert sizes["ece", "b"] == 4
     assert "accuracy_pmi" not in {c.metric for c in made}
-    assert Settings(("a",)).options["seed"] == 0
+
+
+# ---- a recipe
+
+RECIPE = """\
+name: labels
+steps:
+  chosen: {kind: choose, models: [seedling], task: pubmedqa, data: DATA, overflow: truncate, limit: 10}
+  scores: {kind: score, answers: chosen}
+  kept: {kind: choose, models: [seedling], task: everyday, limit: 35}
+  kept-scores: {kind: score, answers: kept}
+"""
+
+
+@pytest.mark.shared
+def test_a_recipe_asks_the_seedling(shared: Path, tmp_path: Path) -> None:
+    """PubMedQA by its file, and everyday things, of which the seedling knows more than a quarter."""
+    from metier.core.store import Store
+    from metier.pipeline import run
+    from metier.recipe import load_recipe
+
+    path = tmp_path / "labels.yaml"
+    path.write_text(RECIPE.replace("DATA", str(shared / "data/pubmedqa/ori_pqal.json")))
+    result = run(load_recipe(path), Store(tmp_path / "store"))
+    scores = {
+        step: json.loads((result.artifacts[step].files / "scores.json").read_text())["rows"]
+        for step in ("scores", "kept-scores")
+    }
+    names = {row["contender"] for row in scores["scores"]}
+    assert names == {"seedling", "majority", "always yes", "always no", "always maybe", "human"}
+    by = {(row["contender"], row["metric"]): row for row in scores["kept-scores"] if row["group"] == "all"}
+    assert by["seedling", "accuracy"]["mean"] > 0.4
+    assert by["always A", "accuracy"]["mean"] < 0.35

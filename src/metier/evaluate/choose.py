@@ -35,6 +35,7 @@ class Material:
 
     test: tuple[Item, ...]
     train: tuple[Item, ...] = ()
+    folds: tuple[tuple[Item, ...], ...] = ()
 
 
 class Choose(Stage):
@@ -64,6 +65,9 @@ class Choose(Stage):
     """Which of the task's items to ask: those of the test, the others, or one fold of the others (`fold`)."""
     fold: int | None = Field(None, ge=0)
     """With `part: dev`, the fold on which models are selected; those that ask it were trained on the other folds."""
+    select: list[ModelRef] = Field(default_factory=list)
+    """One model for each of the task's folds, in their order, trained on the other folds: each chooses on its own fold,
+    and the one that is right most often joins the contenders, as the task's protocol selects a model."""
     form: Form = "cloze"
     """cloze: the choices' own words are compared. letter: the question lists them as A, B, C, and letters are."""
     prompt: PromptKind = "chat"
@@ -89,6 +93,8 @@ class Choose(Stage):
             raise ValueError(f"`{of_task[0]}` belongs to a task, and there is none")
         if self.task is not None and "split" in self.model_fields_set:
             raise ValueError("`split` belongs to an examples step; a task has `part`")
+        if self.select and (self.task is None or self.part != "test"):
+            raise ValueError("`select` needs a task that has folds, of which the test is asked")
         if (self.fold is not None) != (self.part == "dev"):
             raise ValueError("`part: dev` and `fold` go together: the fold to select models on")
         if isinstance(self.task, str) and self.task not in shipped():
@@ -99,36 +105,43 @@ class Choose(Stage):
 
     def check(self, sources: Mapping[str, Source]) -> None:
         """Contenders are different, the task is whole, and every item has choices of which its label is one."""
-        check_names(self.models)
+        check_names([*self.models, *self.select])
         material = self._material(sources)
         if material is None:
             return
+        if self.select and len(self.select) != len(material.folds):
+            raise RecipeError(
+                f"the task has {len(material.folds)} folds: select takes a model for each",
+                where="select",
+                value=self.select,
+            )
         if self.shots > len(material.train):
             raise RecipeError(
                 f"there are {len(material.train)} items to show as examples", where="shots", value=self.shots
             )
         if self.contamination and self.contamination.action == "stop":
             questions = {item.id: item.question for item in material.test}
-            refuse_early({name: sources[name] for name in self.models}, questions, self.contamination)
+            refuse_early({name: sources[name] for name in [*self.models, *self.select]}, questions, self.contamination)
 
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Write items, contenders and the likelihood of every choice. Returns each contender's accuracy."""
         from metier.evaluate.answering import spread
-        from metier.evaluate.choosing import How, choose_all
+        from metier.evaluate.choosing import How, choose_all, select
 
         material = self._material(ctx.sources)
         assert material is not None, "every step before has run"
         chosen = [material.test[i] for i in spread(len(material.test), self.limit)]
         shown = [material.train[i] for i in spread(len(material.train), self.shots)] if self.shots else []
         how = How(self.form, self.prompt, tuple(shown), self.unconditional, self.overflow == "truncate")
-        return choose_all(ctx, self.models, self._unseen(ctx, chosen), material.train, how)
+        names = [*self.models, *([select(ctx, self.select, material.folds, how)] if self.select else [])]
+        return choose_all(ctx, names, self._unseen(ctx, names, chosen), material.train, how)
 
-    def _unseen(self, ctx: Context, items: list[Item]) -> list[Item]:
+    def _unseen(self, ctx: Context, names: Sequence[str], items: list[Item]) -> list[Item]:
         """The items that are left where the gate drops what was seen."""
         if self.contamination is False:
             return items
         asked = {item.id: item.question for item in items}
-        found = expose({name: ctx.source(name) for name in self.models}, asked, self.contamination, ticker(ctx))
+        found = expose({name: ctx.source(name) for name in names}, asked, self.contamination, ticker(ctx))
         dropped = settle(ctx, found, self.contamination, "questions")
         return [item for item in items if item.id not in dropped]
 
@@ -152,7 +165,7 @@ class Choose(Stage):
         if self.part == "train":
             check_ids(parts.train, f"the task {task.name!r} that are not its test")
             return Material(parts.train)
-        return Material(parts.test, parts.train)
+        return Material(parts.test, parts.train, parts.folds)
 
     def _folder(self, sources: Mapping[str, Source]) -> Path:
         if isinstance(self.task, TaskFolder):

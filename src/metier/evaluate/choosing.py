@@ -95,6 +95,27 @@ def choose_all(
     return {f"{one['contender']['name']} accuracy": one["accuracy"] for one in made}
 
 
+def select(ctx: Context, names: Sequence[str], folds: Sequence[Sequence[Item]], how: How) -> str:
+    """The model that is right most often on its own fold, the first of several; writes `selection.json`."""
+    found: list[Row] = []
+    for name, fold in zip(names, folds, strict=True):
+        ctx.check_stop()
+        loaded = load(ctx.source(name).path)
+        rows = choose(loaded, fold, how, name=name, warn=ctx.events.warning, should_stop=stopper(ctx))
+        found.append({"model": name, "n": len(rows), "accuracy": _accuracy(rows)})
+        del loaded
+        gc.collect()
+        ctx.events.progress("selection", len(found), len(names), unit="models")
+    best = max(found, key=lambda one: one["accuracy"])
+    write_json(ctx.out / "selection.json", {"selected": best["model"], "folds": found})
+    return str(best["model"])
+
+
+def _accuracy(rows: Sequence[Row]) -> float:
+    right = sum(row["label"] == max(row["choices"], key=lambda choice: choice["logprob"])["text"] for row in rows)
+    return right / len(rows)
+
+
 def references(items: Sequence[Item], train: Sequence[Item]) -> dict[str, tuple[str, list[str]]]:
     """Points of reference: name to kind and what each item gets from it.
 
@@ -159,7 +180,6 @@ def _choose(ctx: Context, name: str, items: Sequence[Item], how: How) -> tuple[l
             should_stop=stopper(ctx),
         )
         seconds = watch.seconds
-    right = sum(row["label"] == max(row["choices"], key=lambda c: c["logprob"])["text"] for row in rows)
     about = {
         "contender": {"name": name, "kind": "model", "model": name, "parameters": count_parameters(loaded.model).total},
         "measured": {
@@ -167,7 +187,7 @@ def _choose(ctx: Context, name: str, items: Sequence[Item], how: How) -> tuple[l
             "items_per_second": len(items) / seconds,
             "peak_rss_bytes": memory.peak_bytes,
         },
-        "accuracy": right / len(rows),
+        "accuracy": _accuracy(rows),
     }
     return rows, about
 

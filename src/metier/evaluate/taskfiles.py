@@ -10,10 +10,8 @@ either file, unknown keys, a missing licence, items that lack a field, and what 
 """
 
 import json
-import math
-import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +58,8 @@ class TaskFile(Config):
     """The field that scores are broken down by."""
     test_ids: str | None = None
     """A file of the folder with the ids that are asked, one a line; the other items may be trained on."""
-    folds: int | None = Field(None, ge=2)
-    """Parts of the other items that models are selected on."""
+    folds: list[str] = Field(default_factory=list)
+    """Files of the folder with the ids of each part of the other items, on which models are selected in turn."""
     people: dict[str, str] = Field(default_factory=dict)
     """By way to ask: the field with what a person answered, who then stands beside the models."""
 
@@ -89,24 +87,24 @@ class Task:
         check_ids(made, path.name)
         if self.file.test_ids is None:
             return Parts(tuple(made), ())
-        wanted = (self.folder / self.file.test_ids).read_text(encoding="utf-8").split()
+        wanted = self._ids(self.file.test_ids)
         by_id = {item.id: item for item in made}
-        missing = [one for one in wanted if one not in by_id]
+        named = [*wanted, *(one for name in self.file.folds for one in self._ids(name))]
+        missing = [one for one in named if one not in by_id]
         if missing:
             raise DataError(
-                f"the file lacks {len(missing)} of the {len(wanted)} items that the task asks",
+                f"the file lacks {len(missing)} of the {len(named)} items that the task names",
                 where=str(path),
                 value=missing[0],
                 cure=self.file.needs or "use the whole file",
             )
         asked = set(wanted)
         train = tuple(item for item in made if item.id not in asked)
-        parts: Sequence[Sequence[Item]] = ()
-        if self.file.folds is not None:
-            parts, test = official_halves(made, self.file.folds)
-            if {item.id for item in test} != asked:  # another order of the file: draw from what is not asked
-                parts = folds(train, self.file.folds, rng=random.Random(0))
-        return Parts(tuple(by_id[one] for one in wanted), train, tuple(map(tuple, parts)))
+        folds = [[by_id[one] for one in self._ids(name)] for name in self.file.folds]
+        return Parts(tuple(by_id[one] for one in wanted), train, tuple(map(tuple, folds)))
+
+    def _ids(self, name: str) -> list[str]:
+        return (self.folder / name).read_text(encoding="utf-8").split()
 
     def _path(self, data: Path | None) -> Path:
         if self.file.items is not None:
@@ -193,43 +191,13 @@ def read_task(folder: Path) -> Task:
         file = TaskFile.model_validate(found)
     except ValidationError as error:
         raise _invalid(path, error) from error
-    for name in (file.items, file.test_ids):
+    for name in (file.items, file.test_ids, *file.folds):
         if name is not None and not (folder / name).is_file():
             raise DataError("the task's folder lacks a file that it names", where=str(path), value=name)
     for way in file.people:
         if way not in file.question:
             raise DataError("people answered in a way that nobody asks", where=str(path), value=way)
     return Task(folder.name, folder, file, readme.read_text(encoding="utf-8"))
-
-
-def folds(items: Sequence[Item], count: int, *, rng: random.Random) -> list[list[Item]]:
-    """The items in `count` parts with about the same shares of labels, drawn as PubMedQA's own script draws them.
-
-    Source: preprocess/split_dataset.py of github.com/pubmedqa/pubmedqa, whose test is one half by the same function.
-    """
-    by_label: dict[str, list[str]] = {choice: [] for choice in items[0].choices}
-    for item in items:
-        by_label[item.label].append(item.id)
-    parts: list[list[str]] = [[] for _ in range(count)]
-    for ids in by_label.values():
-        rng.shuffle(ids)
-        size = math.ceil(len(ids) / count)
-        for index, part in enumerate(parts):
-            part += ids[index * size :] if index == count - 1 else ids[index * size : (index + 1) * size]
-    if len(parts[-1]) != len(parts[0]):
-        for part in parts[:-1]:
-            picked = rng.choice(part)
-            part.remove(picked)
-            parts[-1].append(picked)
-    known = {item.id: item for item in items}
-    return [[known[one] for one in part] for part in parts]
-
-
-def official_halves(items: Sequence[Item], count: int, seed: int = 0) -> tuple[list[list[Item]], list[Item]]:
-    """All items cut as the official script cuts them: the folds of one half, and the other half, which is the test."""
-    rng = random.Random(seed)
-    half, test = folds(items, 2, rng=rng)
-    return folds(half, count, rng=rng), test
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:
