@@ -161,7 +161,7 @@ def test_bad_data_ends_with_2_and_writes_nothing(metier: Metier, command: str):
 def test_check_says_what_it_looked_at(metier: Metier):
     code, out, _ = metier("check", "recipe.yaml")
     assert code == 0
-    assert "1 file (1 lines, 6 bytes)" in out
+    assert "1 file (1 line, 6 bytes)" in out
     assert "model base, articles" in out
     assert "recipe.yaml: 3 steps, nothing wrong." in out
     assert not Path(".metier").exists()
