@@ -266,7 +266,7 @@ class PromptFile(Config):
 class Tune(Training):
     """Teach the model to answer: loss on the assistant's tokens only, the one that ends its turn included."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     data_field: ClassVar[str] = "examples"
     dev_split: ClassVar[str] = "dev"
