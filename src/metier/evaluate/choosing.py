@@ -112,7 +112,8 @@ def select(ctx: Context, names: Sequence[str], folds: Sequence[Sequence[Item]], 
 
 
 def _accuracy(rows: Sequence[Row]) -> float:
-    right = sum(row["label"] == max(row["choices"], key=lambda choice: choice["logprob"])["text"] for row in rows)
+    likeliest = [max(row["choices"], key=lambda choice: choice["logprob"])["text"] for row in rows]
+    right = sum(bool(row["label"] == text) for row, text in zip(rows, likeliest, strict=True))
     return right / len(rows)
 
 
