@@ -8,7 +8,7 @@ there, models that cannot be loaded. Loads no model and hashes nothing: an ordin
 import heapq
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), catalogue: Catalogue 
         {name: links[name] for name in order},
         places,
     )
+
+
+def with_steps(recipe: Recipe, steps: Mapping[str, Stage], catalogue: Catalogue | None = None) -> Recipe:
+    """The recipe with these steps instead of its own, wired and ordered again. Raises RecipeError as `load_recipe`."""
+    stages = catalogue if catalogue is not None else _every_stage()
+    links = _wire(steps, recipe.root, stages, recipe.places)
+    order = _order(steps, links, recipe.places)
+    return replace(recipe, steps={name: steps[name] for name in order}, links={name: links[name] for name in order})
 
 
 def schema(catalogue: Catalogue | None = None) -> dict[str, Any]:

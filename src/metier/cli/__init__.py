@@ -101,6 +101,29 @@ def run(
 
 
 @app.command()
+def ablate(
+    recipe: RecipeFile,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="STEP", help="Leave this out; may be given several times.")
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="Leave out every step that can be, one at a time.")] = False,
+    overrides: Overrides = None,
+    store: StoreFolder = STORE,
+    out: OutFolder = OUT,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and the table's path.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print every event as a line of JSON.")] = False,
+) -> None:
+    """Run a recipe without a step, all else from the store, and set the results beside the full run."""
+    from metier.cli.ablate import run_ablations
+    from metier.cli.run import Mode
+
+    if quiet and json:
+        raise typer.BadParameter("give --quiet or --json, not both")
+    mode: Mode = "quiet" if quiet else "json" if json else "auto"
+    run_ablations(recipe, overrides or [], store, out, without or [], mode, each=each)
+
+
+@app.command()
 def status(recipe: RecipeFile, overrides: Overrides = None, store: StoreFolder = STORE) -> None:
     """Show what each step last made: when, how long it took, its metrics, and whether it is up to date."""
     from metier.cli.plan import show_status
