@@ -18,6 +18,7 @@ from metier.core.stage import Context, Source, Stage, references
 from metier.evaluate import answering, metrics, reading
 from metier.evaluate.metrics import METRICS
 from metier.evaluate.stage import Answer, MetricName, Perplexity, Score
+from metier.evaluate.statistics import mean_interval
 from metier.text.artifacts import write_jsonl
 
 Rows = list[dict[str, Any]]
@@ -422,7 +423,7 @@ def test_questions_that_belong_together_are_resampled_together(house: House):
         files, _ = house.run(Score(answers="answers", metrics=["exact_match"], cluster=key), f"by-{key}")
         gaps[key] = scores(files)["tuned", "exact_match", "all"]
     assert gaps[None]["method"] == gaps["page"]["method"] == "wilson"
-    assert "cluster" in gaps["animal"]["method"]
+    assert gaps["animal"]["method"] == "cluster student"
     assert gaps["animal"]["high"] - gaps["animal"]["low"] > 1.8 * (gaps[None]["high"] - gaps[None]["low"])
     assert gaps["animal"]["versus"][0]["p"] > gaps[None]["versus"][0]["p"]
     with pytest.raises(DataError, match=r"no question's meta has the entry(.|\n)*did you mean 'animal'"):
@@ -453,9 +454,19 @@ def test_bits_per_byte_are_nats_over_the_texts_bytes(house: House):
     assert metrics["base sea bits_per_byte"] == pytest.approx(expected)
     row = found["base", "perplexity", "sea"]
     assert row["mean"] == pytest.approx(math.exp(sum(r["nll"] for r in sea) / sum(r["tokens"] for r in sea)))
-    assert row["low"] < row["mean"] < row["high"]
+    assert (row["low"], row["method"]) == (None, "too few items"), "one document of four is most of the text"
     assert (row["n"], row["versus"], row["higher_is_better"]) == (4, [], False)
     assert found["org/tuned", "bits_per_byte", "general"]["versus"][0]["against"] == "base"
+
+
+def test_perplexitys_interval_is_the_exponential_of_the_losses(house: House):
+    house.documents([f"The {animal} eats crabs, and {'kelp ' * i}." for i, animal in enumerate("abcdefghijkl")])
+    files, _ = house.run(perplexity(documents=["sea"]))
+    row = scores(files)["base", "perplexity", "sea"]
+    assert row["low"] < row["mean"] < row["high"]
+    items = [r for r in read(files / "items.jsonl") if r["contender"] == "base"]
+    loss = mean_interval([r["nll"] for r in items], weights=[r["tokens"] for r in items])
+    assert (row["low"], row["high"]) == pytest.approx((math.exp(loss.low or 0), math.exp(loss.high or 0)))
 
 
 def house_texts(house: House) -> list[str]:

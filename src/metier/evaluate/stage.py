@@ -178,14 +178,14 @@ class Score(Stage):
     """The contenders that every other is compared with; the first that is no trivial one where nothing is given."""
     cluster: str | None = None
     """The entry of the questions' `meta` that says which belong together (document, entity, patient): these are
-    resampled together, because they are not independent. Left out: the entry `cluster`, of those that have it. Groups
+    taken for one unit, because they are not independent. Left out: the entry `cluster`, of those that have it. Groups
     that scores are broken down by are no clusters."""
     resamples: int = Field(2000, ge=200)
-    """Bootstrap resamples of an interval."""
+    """Bootstrap resamples of the interval of a figure of the whole set, such as corpus BLEU; means need none."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Of the intervals; 1 minus this is the tests' error rate."""
     seed: int = Field(0, ge=0)
-    """Of the resampling."""
+    """Of the sign flips and the resampling."""
 
     @field_validator("metrics", mode="before")
     @classmethod
@@ -288,7 +288,7 @@ class Perplexity(Stage):
 
     kind: Literal["perplexity"] = "perplexity"
     produces: ClassVar[str] = "scores"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     models: list[ModelRef] = Field(min_length=1)
     """The contenders, as in `answer`."""
@@ -302,12 +302,10 @@ class Perplexity(Stage):
     """Read at most so many documents of each step, evenly spaced."""
     against: list[str] | None = None
     """As in `score`."""
-    resamples: int = Field(2000, ge=200)
-    """As in `score`; whole documents are resampled."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """As in `score`."""
     seed: int = Field(0, ge=0)
-    """Of the resampling."""
+    """Of the sign flips."""
     contamination: ExposureGate | Literal[False] = ExposureGate()
     """As in `answer`, of documents."""
 
@@ -339,7 +337,7 @@ class Perplexity(Stage):
         texts = {step: held for step, held in kept.items() if held}
         rows = reading.read_all(ctx, self.models, texts, window=self.window, stride=self.stride)
         against = tuple(self.against or self.models[:1])
-        scores = table(reading.columns(rows, seen), Settings(against, self.confidence, self.resamples, self.seed))
+        scores = table(reading.columns(rows, seen), Settings(against, self.confidence, seed=self.seed))
         write_jsonl(ctx.out / "items.jsonl", rows)
         write_json(ctx.out / "scores.json", scores)
         means = [r for r in scores["rows"] if r["metric"] == "bits_per_byte"]

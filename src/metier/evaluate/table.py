@@ -70,8 +70,8 @@ class Settings:
     seed: int = 0
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments that intervals and comparisons share."""
+    def drawn(self) -> dict[str, Any]:
+        """The keyword arguments of what is resampled."""
         return {"confidence": self.confidence, "resamples": self.resamples, "seed": self.seed}
 
 
@@ -163,7 +163,7 @@ def groups(rows: Sequence[Row]) -> list[str]:
 
 def _mean_row(column: Column, settings: Settings) -> Row:
     found = _interval(column, settings)
-    if column.exponential:  # intervals by resampling respect monotone maps: that of the exponential is its exponential
+    if column.exponential:  # a set of candidates stays that set under the exponential
         found = Interval(_exp(found.estimate), _exp(found.low), _exp(found.high), found.method)
     return {
         "contender": column.contender,
@@ -181,7 +181,7 @@ def _mean_row(column: Column, settings: Settings) -> Row:
 
 def _interval(column: Column, settings: Settings) -> Interval:
     if isinstance(column.figure, Figure):
-        return figure_interval(column.figure, clusters=column.clusters, **settings.options)
+        return figure_interval(column.figure, clusters=column.clusters, **settings.drawn)
     if column.figure is not None:
         return Interval(column.figure, None, None, "none")
     return mean_interval(
@@ -190,13 +190,13 @@ def _interval(column: Column, settings: Settings) -> Interval:
         clusters=column.clusters,
         bounded=column.bounded,
         binary=column.binary,
-        **settings.options,
+        confidence=settings.confidence,
     )
 
 
 def _compare(column: Column, other: Column, settings: Settings) -> Comparison:
     if isinstance(column.figure, Figure) and isinstance(other.figure, Figure):
-        return compare_figures(column.figure, other.figure, clusters=column.clusters, **settings.options)
+        return compare_figures(column.figure, other.figure, clusters=column.clusters, **settings.drawn)
     return compare(
         column.values,
         other.values,
@@ -204,7 +204,8 @@ def _compare(column: Column, other: Column, settings: Settings) -> Comparison:
         clusters=column.clusters,
         bounded=column.bounded,
         binary=column.binary,
-        **settings.options,
+        confidence=settings.confidence,
+        seed=settings.seed,
     )
 
 

@@ -189,6 +189,10 @@ def verdict_mark(verdict: str) -> str:
 
 METHODS = {
     "wilson": "Wilson’s interval for a share",
+    "hall": "Student’s t with Hall’s correction for skewness",
+    "student": "Student’s t",
+    "cluster student": "Student’s t over clusters of items",
+    "none": "none: a figure of the whole set that cannot be resampled",
     "bca": "bootstrap over items, bias-corrected and accelerated (BCa)",
     "cluster bca": "bootstrap over clusters of items (BCa)",
     "bonett-price": "Bonett and Price’s interval for a paired difference of shares",
