@@ -14,6 +14,7 @@ import typer
 
 from metier.cli.console import Display, LiveView, PlainLines
 from metier.cli.looking import Data, Leak, is_data, leaks, look, make
+from metier.cli.power import powers, print_power
 from metier.cli.proof import Looked, Proof, prove, too_long
 from metier.cli.tokens import print_data, print_leaks, print_proof
 from metier.cli.wording import bytes_text, table
@@ -58,12 +59,14 @@ def check_recipe(
     try:
         with TemporaryDirectory(prefix="metier-check-") as aside, listening.display:
             found = _findings(recipe, planned, Path(aside), listening, SHOWN_IN_PAGE if html is not None else SHOWN)
+            can_show = powers(planned, {data.step: data.folder for data in found.data})
     except InputError:
         listening.print_notes()  # what made the readers wonder may be the reason
         raise
     finally:
         KEEP_GOING.reset(token)
     _print(found)
+    print_power(can_show)
     if html is not None:
         from metier.cli.check_page import write_page
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from metier.cli.power import powers, print_power
 from metier.cli.wording import bytes_text, metrics_text, seconds_text, table
 from metier.core.machine import Estimate, Machine
 from metier.core.store import Artifact, Store
@@ -17,7 +18,7 @@ MOST_PARTS = 4
 
 
 def show_plan(path: Path, overrides: Sequence[str], store: Path, only: str | None) -> None:
-    """Print each step, whether it will run, why, how long it took last time, and what training steps will take."""
+    """Print each step, whether it will run, why, how long it took, what training will take and scores can show."""
     recipe = load_recipe(path, overrides)
     planned = plan(recipe, Store(store), only=only)
     rows = [_row(step) for step in planned]
@@ -30,6 +31,8 @@ def show_plan(path: Path, overrides: Sequence[str], store: Path, only: str | Non
     took = f"; {len(known)} of them took {seconds_text(sum(known))} last time" if known else ""
     typer.echo(f"{len(pending)} of {len(planned)} steps will run{took}.")
     _show_estimates(pending, Machine.here(store))
+    waiting = {step.name for step in pending}
+    print_power([(name, power) for name, power in powers(planned) if name in waiting])
 
 
 def _show_estimates(pending: Sequence[Planned], machine: Machine) -> None:

@@ -123,6 +123,11 @@ class Choose(Stage):
             questions = {item.id: item.question for item in material.test}
             refuse_early({name: sources[name] for name in [*self.models, *self.select]}, questions, self.contamination)
 
+    def count(self, sources: Mapping[str, Source]) -> int | None:
+        """How many items there are to ask, where that is known already."""
+        material = self._material(sources)
+        return None if material is None else len(material.test)
+
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Write items, contenders and the likelihood of every choice. Returns each contender's accuracy."""
         from metier.evaluate.answering import spread

@@ -54,8 +54,6 @@ class Harness(Stage):
     """Let tasks run the Python that stands in their folder. Look at it first."""
     against: list[str] | None = None
     """As in `score`."""
-    resamples: int = Field(2000, ge=200)
-    """As in `score`."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """As in `score`."""
     seed: int = Field(0, ge=0)
@@ -111,7 +109,7 @@ class Harness(Stage):
             for name in self.models
             if (values := _values(items, name, task, metric))
         ]
-        settings = Settings(tuple(self.against or self.models[:1]), self.confidence, self.resamples, self.seed)
+        settings = Settings(tuple(self.against or self.models[:1]), self.confidence, seed=self.seed)
         scores = table([_exact(column) for column in columns], settings)
         write_jsonl(ctx.out / "items.jsonl", (_flat(item) for item in items))
         write_json(ctx.out / "scores.json", scores | {"contenders": dict.fromkeys(self.models, "model")})

@@ -177,9 +177,9 @@ class Score(Stage):
     against: list[str] | None = None
     """The contenders that every other is compared with; the first that is no trivial one where nothing is given."""
     cluster: str | None = None
-    """The entry of the questions' `meta` that says which belong together (document, entity, patient): these are
-    taken for one unit, because they are not independent. Left out: the entry `cluster`, of those that have it. Groups
-    that scores are broken down by are no clusters."""
+    """The entry of the questions' `meta` (a source's `keep`) that says which belong together (document, patient):
+    these are taken for one unit, because they are not independent. Left out: the entry `cluster`, of those that have
+    it. Groups that scores are broken down by are no clusters."""
     resamples: int = Field(2000, ge=200)
     """Bootstrap resamples of the interval of a figure of the whole set, such as corpus BLEU; means need none."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
