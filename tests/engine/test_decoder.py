@@ -98,7 +98,8 @@ def test_what_is_not_known_goes_through_its_own_forward_pass():
         assert [list(g.ids) for g in got] == [reference(who, p, 10) for p in asked]
 
 
-def test_batches_that_are_done_are_left_out_and_the_rest_gets_the_same():
+def test_batches_that_are_done_are_left_out_and_the_rest_gets_the_same(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(local, "REFILLS", 4)
     who = loaded("llama")
     asked = prompts(30)
     options = {"max_new_tokens": 8, "temperature": 0.9, "seed": 4, "batch_size": 2}

@@ -17,6 +17,7 @@ from tests.fakes import byte_tokenizer, save_tiny, tiny_llama
 
 from metier.core.errors import DataError, MetierError, StoreError
 from metier.core.stage import Source
+from metier.engine import local
 from metier.evaluate import answering
 from metier.evaluate.stage import Answer, Perplexity
 from metier.evaluate.trivial import COPY, NEAREST, nearest_answers
@@ -67,7 +68,8 @@ def test_a_run_killed_at_any_item_goes_on_to_the_same_bytes(
     house: House, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], cuts: Sequence[int]
 ):
     """All that a kill leaves is a beginning of the lines on the disk: every such beginning is gone on from."""
-    options |= {"batch_size": 1}  # batches of four: some cuts lie inside of one
+    options |= {"batch_size": 1}
+    monkeypatch.setattr(local, "REFILLS", 4)  # batches of four: some cuts lie inside of one
     loaded = answering.load(house.sources["base"].path)
     monkeypatch.setattr(answering, "load", lambda _folder: loaded)
     monkeypatch.setattr(answering, "EVERY_SECONDS", 0.0)

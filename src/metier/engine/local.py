@@ -41,7 +41,7 @@ COMPACT_SHARE = 0.125
 SPREAD = 0.5
 """The shortest prompt of a batch has at least this share of the longest one's tokens, so at most half is padding."""
 
-REFILLS = 4
+REFILLS = 8
 """Prompts of a batch, in batch sizes. Batches are computed apart, so that a run can go on at any; their ends leave
 places empty."""
 
