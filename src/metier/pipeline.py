@@ -18,7 +18,7 @@ from metier.core.events import Events, Listener
 from metier.core.fingerprint import FileDigests, Json, digest
 from metier.core.machine import FILE, remember
 from metier.core.measure import PeakMemory, Stopwatch, machine, now, versions
-from metier.core.stage import KEEP_GOING, Context, InputFiles, Reference, Source, Stage, identity
+from metier.core.stage import KEEP_GOING, STOP, Context, InputFiles, Reference, Source, Stage, identity, stop_if_asked
 from metier.core.store import Artifact, Key, Store, Workspace
 from metier.data.files import how_read
 from metier.models.builtin import resolve
@@ -68,6 +68,7 @@ def plan(recipe: Recipe, store: Store, *, only: str | None = None) -> list[Plann
     digests = FileDigests(store.root / "digests.json")
     done: dict[str, Planned] = {}
     for name in _chosen(recipe, only):
+        stop_if_asked()
         done[name] = _plan_step(recipe, name, store, digests, done)
     digests.save()
     return list(done.values())
@@ -239,11 +240,27 @@ def run(
 ) -> Result:
     """Make what is missing, in order. A run that was stopped goes on from here when called again.
 
-    listeners: hear every event (`run_started`, then each step's, then `run_finished`). stop: asked between steps and by
-    the stages in their loops. keep_going: gather the faults of all input files first. Raises InputError before anything
-    is written where the input of any step is bad, Interrupted where `stop` said so, and what a failing step raises, its
-    place in the recipe added.
+    listeners: hear every event (`run_started`, then each step's, then `run_finished`). stop: asked between steps, by
+    the stages in their loops, and while inputs are hashed and checked. keep_going: gather the faults of all input files
+    first. Raises InputError before anything is written where the input of any step is bad, Interrupted where `stop`
+    said so, and what a failing step raises, its place in the recipe added.
     """
+    token = STOP.set(stop)
+    try:
+        return _run(recipe, store, listeners, stop, only=only, keep_going=keep_going)
+    finally:
+        STOP.reset(token)
+
+
+def _run(
+    recipe: Recipe,
+    store: Store,
+    listeners: Sequence[Listener],
+    stop: Callable[[], bool],
+    *,
+    only: str | None,
+    keep_going: bool,
+) -> Result:
     planned = plan(recipe, store, only=only)
     check(recipe, [step for step in planned if step.state == "run"], keep_going=keep_going)
     whole = Events("", listeners=list(listeners))

@@ -90,14 +90,22 @@ def run(
         typer.Option("--track", metavar="TRACKER", help="tensorboard or wandb (offline); may be given several times."),
     ] = None,
     keep_going: KeepGoing = False,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--max-minutes", metavar="N", min=0, help="Stop at a safe point after so long, with exit code 75."
+        ),
+    ] = None,
 ) -> None:
-    """Run a recipe: what is made already is kept. Then publish its report."""
+    """Run a recipe: what is made already is kept. Then publish its report. Run it again after a stop: it goes on."""
     from metier.cli.run import Mode, run_recipe
 
     if quiet and json:
         raise typer.BadParameter("give --quiet or --json, not both")
     mode: Mode = "quiet" if quiet else "json" if json else "auto"
-    run_recipe(recipe, overrides or [], store, out, only, mode, track or [], keep_going=keep_going)
+    run_recipe(
+        recipe, overrides or [], store, out, only, mode, track or [], keep_going=keep_going, max_minutes=max_minutes
+    )
 
 
 @app.command()

@@ -30,17 +30,19 @@ def run_recipe(
     track: Sequence[str] = (),
     *,
     keep_going: bool = False,
+    max_minutes: float | None = None,
 ) -> None:
     """Run a recipe and publish the report. With `only`, a part is run and nothing published.
 
     track: names of trackers that hear the events too. keep_going: gather the faults of all input files first.
+    max_minutes: stop at a safe point after so long.
     """
     recipe = load_recipe(path, overrides)
     configs = {name: stage.model_dump(mode="json") for name, stage in recipe.steps.items()}
     trackers = open_trackers(track, folder=out / recipe.name, recipe=recipe.name, configs=configs)
     partial = PartialBoard(out / recipe.name, recipe.name, configs)
     with ExitStack() as stack:
-        stop = stack.enter_context(StopFlag())
+        stop = stack.enter_context(StopFlag(max_minutes))
         display = stack.enter_context(make_display(mode))
         hearing = [stack.enter_context(tracker).hear for tracker in trackers]
         listeners = [display.hear, partial.hear, *hearing]

@@ -59,6 +59,16 @@ class Runtime(Mark):
 KEEP_GOING: ContextVar[bool] = ContextVar("keep_going", default=False)
 """Whether a stage that looks for bad input gathers the problems of all files, instead of stopping at the first."""
 
+STOP: ContextVar[Callable[[], bool]] = ContextVar("stop", default=lambda: False)
+"""Whether the run that is under way was asked to stop. For loops that no `Context` reaches: see `stop_if_asked`."""
+
+
+def stop_if_asked() -> None:
+    """Raise Interrupted when the run was asked to stop. For loops that also run outside a step; 0.2 us."""
+    if STOP.get()():
+        raise Interrupted("stopped on request", cure="run the same command again: it goes on from here")
+
+
 ModelRef = Annotated[str, ModelInput()]
 FilePattern = Annotated[str, InputFiles()]
 

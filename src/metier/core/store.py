@@ -12,7 +12,6 @@ into the record; `measured/` (latency, memory) and `events.jsonl` are not part o
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,14 +20,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from metier.core.disk import flush, flush_folder, locked, write_whole
 from metier.core.errors import StoreError
 from metier.core.fingerprint import Json, digest, file_digest, tree
 
 RECORD = "run.json"
-WAIT_SECONDS = 0.5
-"""How long one look at another process's lock takes."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +150,7 @@ class Store:
         """Remember `key` as what `step` of `recipe` last produced."""
         path = self.root / "refs" / recipe / step
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{step}.{os.getpid()}")
-        aside.write_text(key + "\n", encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, key + "\n")
 
     @contextmanager
     def build(self, key: Key, on_wait: Callable[[], None] = lambda: None) -> Iterator[Workspace]:
@@ -169,7 +163,7 @@ class Store:
         workspace = Workspace(key, home / "build", home / "state")
         try:
             home.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(home.with_name(f"{key}.lock"), on_wait):
+            with locked(home.with_name(f"{key}.lock"), on_wait):
                 shutil.rmtree(workspace.build, ignore_errors=True)
                 for folder in (workspace.files, workspace.measured, workspace.state):
                     folder.mkdir(parents=True, exist_ok=True)
@@ -200,32 +194,16 @@ class Store:
         (workspace.build / RECORD).write_text(
             json.dumps(full, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
-        _flush(workspace.build)
+        flush(workspace.build)
         target = self.objects / str(workspace.key)
         self.objects.mkdir(parents=True, exist_ok=True)
         if target.exists() and not (target / RECORD).exists():
             shutil.rmtree(target)  # no record: never was an object
         if not target.exists():
             workspace.build.rename(target)
-            _flush_folder(self.objects)
+            flush_folder(self.objects)
         shutil.rmtree(workspace.state, ignore_errors=True)
         return Artifact(target)
-
-
-@contextmanager
-def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock file; the system lets go of it when the process dies, however it dies."""
-    lock = FileLock(path)
-    while True:
-        try:
-            lock.acquire(timeout=WAIT_SECONDS)
-            break
-        except Timeout:
-            on_wait()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _remove_empty(*folders: Path) -> None:
@@ -247,22 +225,3 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise StoreError("the artifact's record is not a JSON object", where=str(path), cure="delete its folder")
     return record
-
-
-def _flush(folder: Path) -> None:
-    """fsync every file and folder below, so that a rename never outruns the data it names."""
-    for path in tree(folder).values():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    for path in (*[p for p in folder.rglob("*") if p.is_dir()], folder):
-        _flush_folder(path)
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,6 +15,7 @@ import numpy as np
 
 from metier.core.errors import DataError
 from metier.core.fingerprint import digest
+from metier.core.stage import stop_if_asked
 from metier.data.grouping import Grouper, Placer
 from metier.data.readers import Reject
 from metier.data.spool import Columns, Fates, Indices, Spool, Spooled, numbered
@@ -82,6 +83,7 @@ class Telling:
     def each(self, task: str, rows: Iterable[Spooled], total: int) -> Iterator[Spooled]:
         """Pass rows on and tell how far they are."""
         for done, row in enumerate(rows, 1):
+            stop_if_asked()  # every row: comparing a long one takes a while
             yield row
             if done % TICK == 0 or done == total:
                 self.progress(task, done, total)
@@ -175,6 +177,7 @@ def read(
     for number, part in enumerate(parts):
         for domain, source in enumerate(part.sources):
             for item in source():
+                stop_if_asked()
                 pile.rows += 1
                 if isinstance(item, Reject):
                     pile.rejects.add(item)

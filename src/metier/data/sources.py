@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from metier.core import workers as processes
 from metier.core.errors import DataError
 from metier.core.fingerprint import digest
 from metier.core.stage import Source
@@ -201,7 +202,7 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        processes.close(self._pool)
 
     def each(self, rows: Iterator[Any], make: Make, treat: Treatment) -> Read:
         """What `make` makes of each row. What was done is counted in `treat`."""
@@ -251,6 +252,7 @@ _treatment: Treatment | None = None
 
 def _begin(treat: Treatment) -> None:
     global _treatment
+    processes.begin()
     _treatment = treat
 
 

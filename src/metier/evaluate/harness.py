@@ -121,6 +121,7 @@ class Harness(Stage):
 
         ctx.events.note(f"{name}: lm-evaluation-harness runs {', '.join(self.tasks)}")
         loaded = load(ctx.source(name).path)
+        loaded.model.register_forward_pre_hook(lambda *_: ctx.check_stop())  # the harness has no place to ask
         try:
             with contextlib.chdir(folder), _quiet():
                 from lm_eval import simple_evaluate

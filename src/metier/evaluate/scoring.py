@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metier.core.errors import DataError, nearest
+from metier.core.stage import stop_if_asked
 from metier.evaluate.exposure import FILE
 from metier.evaluate.metrics import Answered, Metric
 from metier.text.artifacts import read_answers, read_asked
@@ -120,7 +121,10 @@ def item_rows(answers: Answers, metrics: Sequence[Metric]) -> list[Row]:
     """One row for each contender and question, with every metric's value. A contender at a time is measured whole."""
     rows: list[Row] = []
     for name, items in answers.items():
-        measured = {m.name: m.measure(items) for m in metrics}
+        measured = {}
+        for m in metrics:
+            stop_if_asked()
+            measured[m.name] = m.measure(items)
         rows += [
             {
                 "id": item.question.id,

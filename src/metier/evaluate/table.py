@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from metier.core.errors import DataError
+from metier.core.stage import stop_if_asked
 from metier.evaluate.figures import Figure
 from metier.evaluate.metrics import Answered, Metric
 from metier.evaluate.statistics import (
@@ -91,6 +92,7 @@ def table(columns: Sequence[Column], settings: Settings) -> Row:
     rows: list[Row] = []
     pending: list[_Pending] = []
     for column in columns:
+        stop_if_asked()
         row = _mean_row(column, settings)
         rows.append(row)
         for against in settings.against:

@@ -30,6 +30,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from metier.core import workers as processes
+from metier.core.disk import flush, locked
 from metier.core.events import Events
 from metier.core.fingerprint import digest, file_digest
 from metier.text.artifacts import conversation_of
@@ -256,9 +258,12 @@ def encode(
     todo = [(part, place) for part, place in zip(parts, places, strict=True) if not place.is_dir()]
     if todo:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        _make(path, encoder, todo, parts[-1][1], events, check_stop, workers)
+        with locked(folder / "making.lock", check_stop):  # another recipe may train on the same texts
+            for leftover in folder.glob(".*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            todo = [(part, place) for part, place in todo if not place.is_dir()]
+            if todo:
+                _make(path, encoder, todo, parts[-1][1], events, check_stop, workers)
     return Shards.open(places)
 
 
@@ -314,7 +319,7 @@ def _make(
                 tell(waiting.pop(future))
             check_stop()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        processes.close(pool)
 
 
 _encoder: Encoder | None = None
@@ -323,6 +328,7 @@ _encoder: Encoder | None = None
 
 def _begin(encoder: Encoder) -> None:
     global _encoder
+    processes.begin()
     _encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has a core
 
@@ -358,6 +364,7 @@ def write_shard(
         np.save(aside / "lengths.npy", np.asarray(lengths, np.int64))
         np.save(aside / "rows.npy", np.asarray(facts, np.int32).reshape(-1, 2))
         (aside / "names.json").write_text(json.dumps(names), encoding="utf-8")
+        flush(aside)
         if not place.is_dir():
             aside.rename(place)
     finally:

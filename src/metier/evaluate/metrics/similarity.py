@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import Field
 
 from metier.core.errors import ModelError
-from metier.core.stage import Config, ModelRef
+from metier.core.stage import Config, ModelRef, stop_if_asked
 from metier.evaluate.metrics.interface import Answered, Metric
 from metier.models.builtin import CONFIG, read_json
 
@@ -91,6 +91,8 @@ def semantic(items: Sequence[Answered], folder: Path) -> list[float]:
         model = SentenceTransformer(
             str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
         )
+        for part in model:
+            part.register_forward_pre_hook(lambda *_: stop_if_asked())
         texts = list(dict.fromkeys(text for item in items for text in (item.text, item.reference)))
         found = model.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
     place = {text: index for index, text in enumerate(texts)}
@@ -117,6 +119,7 @@ def bertscore(items: Sequence[Answered], folder: Path, *, name: str, layer: int 
         scorer = BERTScorer(
             model_type=str(folder), num_layers=chosen, device="cpu", batch_size=BATCH, use_fast_tokenizer=True
         )
+        scorer._model.register_forward_pre_hook(lambda *_: stop_if_asked())
         _, _, found = scorer.score([items[i].text for i in full], [items[i].reference for i in full])
     scores = [0.0] * len(items)
     for index, value in zip(full, found.tolist(), strict=True):
