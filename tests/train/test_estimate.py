@@ -214,11 +214,11 @@ def test_a_gpu_holds_no_mapped_file():
     assert "the mapped file" not in str(costs.moments(tinyllama(device="cuda"), READING))
 
 
-def test_disk_counts_the_model_and_two_checkpoints():
+def test_disk_counts_the_model_and_four_checkpoints():
     adapter = costs.disk(tinyllama(lora(r=16)), READING)
-    assert adapter == {"model": 4 * 12_615_680, "checkpoints": 2 * 12 * 12_615_680}
+    assert adapter == {"model": 4 * 12_615_680, "checkpoints": 4 * 12 * 12_615_680}
     whole = costs.disk(replace(tinyllama(), keeps_best=True), READING)
-    assert whole == {"model": 2 * 1_100_048_384, "checkpoints": 2 * 16 * 1_100_048_384}
+    assert whole == {"model": 2 * 1_100_048_384, "checkpoints": 4 * 16 * 1_100_048_384}
     cached = costs.disk(tinyllama(freeze(blocks=2), cache="disk"), READING)
     assert cached["prefix cache"] == 10_000 * 2048 * 2
 

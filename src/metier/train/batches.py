@@ -15,6 +15,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
@@ -147,6 +148,18 @@ def targets_of(pieces: Iterable[Piece]) -> int:
 def weight_of(pieces: Iterable[Piece]) -> float:
     """How much all targets count together; their number, unless some weigh less."""
     return sum(piece.weight for piece in pieces)
+
+
+def digest_of(pieces: Iterable[Piece]) -> str:
+    """sha256 of pieces in order: what they are called, their tokens and which of these count how much."""
+    found = sha256()
+    for piece in pieces:
+        found.update(f"{piece.id} {len(piece)};".encode())
+        found.update(piece.ids.data)
+        found.update(piece.targets.data)
+        if piece.weights is not None:
+            found.update(piece.weights.data)
+    return found.hexdigest()
 
 
 def shared_prefix(pieces: Sequence[Piece]) -> Ids | None:

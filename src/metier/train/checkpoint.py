@@ -1,69 +1,238 @@
 """The state of a training run on disk, so that a stopped run goes on where it was and ends with the same bits.
 
     checkpoint-<step>/   tensors.safetensors (trained weights, optimizer moments, best weights so far)
-                         state.json (counters and logs)
+                         state.json (counters, scale, log, place in the data, and what the run is made from)
+                         manifest.json (size and sha256 of both, and of itself)
 
-Written aside, flushed, renamed; then older ones are deleted, so there is always a whole one. No pickle. There is no
-random state to keep: dropout is seeded by (seed, step, micro-step) and the order of the data by (seed, epoch).
-Costs three times the trained parameters in float32, twelve bytes each (six with 8-bit moments), four more with a best.
+Written aside, files and folders flushed, renamed; then older ones go, but for one from at least `BACK` steps before
+(and the one that is to follow it): a damaged one is refused by name and the one before is gone on with, and training
+that went astray has somewhere to go back to. The best weights so far lie in each. Refuses state made from another
+config or other data, by field; other code or threads only warn, as they may change the last bits and nothing else. No
+pickle. There is no random state to keep: dropout is seeded by (seed, step, micro-step) and the order of the data by
+(seed, epoch), so what packing left over follows from the epoch.
+
+Costs three times the trained parameters in float32, twelve bytes each (six with 8-bit moments), four more with a best;
+on disk two of them, three where steps are slow, and the one that is being written. Time is held under `SHARE` of the
+run's: the longer one takes to write, the longer until the next.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from metier.core.errors import InputError, shorten
+from metier.core.fingerprint import canonical, digest, file_digest
 
 PREFIX = "checkpoint-"
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
+MANIFEST = "manifest.json"
+ASIDE, GONE = "aside-", "gone-"
+MADE_FROM = "made_from"
+FORMAT = 2
+BACK = 10
+"""How many steps before the newest one the other that is kept lies, at least."""
+SHARE = 0.02
+"""The largest share of the time that writing takes."""
+
+Warn = Callable[[str], None]
 
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one run below `folder`. every_seconds: the least time between two that nobody asked for."""
+    """The checkpoints of one run below `folder`.
+
+    every_seconds: the least time between two that nobody asked for; 0: after every step. made_from: what the run is
+    made from, as JSON: `config` and `data` must be the same for it to go on, what else is there should. warn: told of
+    what is damaged or made by other code.
+    """
 
     folder: Path
     every_seconds: float = 60.0
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    warn: Warn = lambda _: None
     _last: float = field(default_factory=time.monotonic)
+    _took: float = 0.0
+    _whole: set[Path] = field(default_factory=set)
 
     def due(self) -> bool:
         """Whether it is time for one."""
-        return time.monotonic() - self._last >= self.every_seconds
+        rest = max(self.every_seconds, self._took / SHARE) if self.every_seconds else 0.0
+        return time.monotonic() - self._last >= rest
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write the state after `step` optimizer steps, then delete older ones."""
+        """Write the state after `step` optimizer steps, then delete those that are not needed any more."""
+        started = time.monotonic()
         target = self.folder / f"{PREFIX}{step}"
-        if not target.exists():
-            aside = self.folder / f"aside-{step}"
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            save_file(dict(tensors), aside / TENSORS)
-            (aside / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
-            for path in (aside / TENSORS, aside / STATE):
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            aside.rename(target)
-        for other in self._all():
-            if other != target:
-                shutil.rmtree(other)
+        if not self._is_whole(target):
+            self._write(target, tensors, {**state, MADE_FROM: dict(self.made_from)})
+        self._forget(step)
         self._last = time.monotonic()
+        self._took = self._last - started
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The tensors and state of the newest one, or None where there is none."""
-        found = self._all()
-        if not found:
-            return None
-        newest = found[-1]
-        state: dict[str, Any] = json.loads((newest / STATE).read_text(encoding="utf-8"))
-        return load_file(newest / TENSORS), state
+    def load(self, at_most: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The tensors and state of the newest whole one, or None where there is none. at_most: the latest step.
+
+        A damaged one is named in a warning and passed over. Raises InputError for one made from something else.
+        """
+        for folder in reversed(self._all()):
+            if at_most is not None and _step(folder) > at_most:
+                continue
+            harm = damage(folder)
+            if harm is not None:
+                self.warn(f"{folder} is damaged, so it is not used: {harm}; going on from the one before, if any")
+                continue
+            state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            self._compare(state.pop(MADE_FROM), folder)
+            return load_file(folder / TENSORS), state
+        return None
+
+    def drop_after(self, step: int) -> None:
+        """Delete those of later steps: training goes another way from here."""
+        for folder in reversed(self._all()):
+            if _step(folder) > step:
+                self._remove(folder)
+
+    def _is_whole(self, folder: Path) -> bool:
+        """Looks at the bytes of each once only."""
+        if folder not in self._whole and folder.exists() and damage(folder) is None:
+            self._whole.add(folder)
+        return folder in self._whole
+
+    def _remove(self, folder: Path) -> None:
+        """Rename, then delete: what is half deleted when the process dies is no checkpoint any more."""
+        self._whole.discard(folder)
+        gone = self.folder / f"{GONE}{folder.name}"
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def _write(self, target: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        for left in (*self.folder.glob(f"{ASIDE}*"), *self.folder.glob(f"{GONE}*")):  # by a process that died
+            shutil.rmtree(left, ignore_errors=True)
+        aside = self.folder / f"{ASIDE}{target.name}"
+        aside.mkdir(parents=True)
+        try:
+            _save_tensors(dict(tensors), aside / TENSORS)
+            (aside / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+            for name in (TENSORS, STATE):
+                _flush(aside / name)
+            (aside / MANIFEST).write_text(_manifest({name: _facts(aside / name) for name in (TENSORS, STATE)}), "utf-8")
+            _flush(aside / MANIFEST)
+            _flush(aside)
+            if target.exists():  # damaged
+                self._remove(target)
+            aside.rename(target)
+            _flush(self.folder)
+            self._whole.add(target)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+    def _forget(self, newest: int) -> None:
+        """Delete what is not needed beside that of `newest`, which is whole.
+
+        Kept are the last whole one from `BACK` steps before, or the first, and the first after it: where checkpoints
+        are nearer together than that, it will be the one from `BACK` steps before.
+        """
+        whole = [folder for folder in self._all() if _step(folder) < newest and self._is_whole(folder)]
+        old = [folder for folder in whole if _step(folder) <= newest - BACK]
+        near = whole[len(old) :]
+        kept = {*old[-1:], *near[:1]}
+        for folder in self._all():
+            if _step(folder) != newest and folder not in kept:
+                self._remove(folder)
+
+    def _compare(self, made_from: Mapping[str, Any], folder: Path) -> None:
+        """Raise InputError where config or data differ, by field; warn where something else does."""
+        now = json.loads(json.dumps(self.made_from))
+        for part in sorted({*made_from, *now}):
+            found = list(differences(made_from.get(part), now.get(part), part))
+            if not found:
+                continue
+            if part in ("config", "data"):
+                raise InputError(
+                    "this state was made from something else: " + ", ".join(found),
+                    where=str(folder),
+                    cure=f"put it back as it was, or delete {self.folder} to begin anew",
+                )
+            self.warn(f"{folder} was made with other {part} ({', '.join(found)}): the last bits may come out otherwise")
 
     def _all(self) -> list[Path]:
-        found = self.folder.glob(f"{PREFIX}*")
-        return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+        found = [path for path in self.folder.glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}\d+", path.name)]
+        return sorted(found, key=_step)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint: which file is missing, of another size or with other bytes. None where whole."""
+    try:
+        text = (folder / MANIFEST).read_bytes().decode("utf-8")
+        files = json.loads(text)["files"]
+        if text != _manifest(files) or set(files) != {TENSORS, STATE}:
+            return f"{MANIFEST} is not as it was written"
+        for name, facts in files.items():
+            size = (folder / name).stat().st_size
+            if size != facts["size"]:
+                return f"{name} has {size} bytes instead of {facts['size']}"
+            if file_digest(folder / name) != facts["sha256"]:
+                return f"{name} is not as it was written (sha256)"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name} cannot be read ({error.strerror})"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return f"{MANIFEST} is not as it was written"
+    return None
+
+
+def differences(old: Any, new: Any, where: str) -> Iterator[str]:
+    """In words, each field in which two JSON values differ, as deep as both are mappings."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*new, *old]):
+            yield from differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+    elif old != new:
+        yield f"{where} {shorten(old, 60)} -> {shorten(new, 60)}"
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix(PREFIX))
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def _manifest(files: Mapping[str, Any]) -> str:
+    """Its only text: read back, anything else is damage. Its own digest stands in it."""
+    told = {"files": files, "format": FORMAT}
+    return canonical({**told, "sha256": digest(told)}) + "\n"
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """As `save_file`, with the system's errors as what they are."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number) if code else str(error), str(path)) from error
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or folder."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

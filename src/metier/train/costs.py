@@ -262,11 +262,12 @@ def cache_bytes(job: Job, reading: Reading) -> float:
 
 
 def disk(job: Job, reading: Reading) -> Bytes:
-    """Bytes written: the finished model, two checkpoints (the old one goes when the new one is whole), the cache."""
+    """Bytes written: the finished model, the cache, and four checkpoints, the most that there ever are: three kept
+    while the next is written."""
     trained = float(sum(job.trained.values()))
     saved = 4.0 * trained if job.ranks else job.shape.stored_bytes * sum(job.shape.sizes.values())
     state = 4.0 * trained + moments_bytes(job) + (4.0 * trained if job.keeps_best else 0.0)
-    found: Bytes = {"model": saved, "checkpoints": 2 * state}
+    found: Bytes = {"model": saved, "checkpoints": 4 * state}
     if job.cache == "disk":
         found["prefix cache"] = cache_bytes(job, reading)
     return found

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from metier.core.fingerprint import Json, digest, file_digest, tree
 from metier.core.machine import Machine, free_memory
-from metier.core.measure import PeakMemory, Stopwatch
-from metier.core.stage import Context
+from metier.core.measure import PeakMemory, Stopwatch, versions
+from metier.core.stage import Context, identity
 from metier.models.adapter import merge
 from metier.models.builtin import is_adapter
 from metier.models.load import load, read_tokenizer, stored_dtype
@@ -27,7 +28,7 @@ from metier.models.save import save_adapter, save_model
 from metier.models.shape import Parameters, cast_, input_embeddings, is_tied
 from metier.models.stream import Convert, convert_, load_converted
 from metier.text.artifacts import write_json, write_jsonl
-from metier.train.batches import Batches, Ids, micros, shared_prefix, size_of
+from metier.train.batches import Batches, Ids, digest_of, micros, shared_prefix, size_of
 from metier.train.checkpoint import Checkpoints
 from metier.train.estimate import check_memory, learned, micro_tokens
 from metier.train.forward import Forward, check_exact, frozen_blocks
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 CHOSEN = "chosen.json"
+ROOMS = ("train", "models", "text")
+"""The packages whose code decides what a training step makes."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,35 @@ def _fit(
         precision=chosen.precision,
         events=ctx.events,
         check_stop=ctx.check_stop,
-        checkpoints=Checkpoints(ctx.scratch),
+        checkpoints=Checkpoints(
+            ctx.scratch, made_from=made_from(stage, ctx, material, chosen), warn=ctx.events.warning
+        ),
+    )
+
+
+def made_from(stage: Training, ctx: Context, material: Material, chosen: Chosen) -> dict[str, Json]:
+    """What the run's state depends on: the settings, the tokens that are read, the code and the machine."""
+    read = {"train": material.pieces, "replay": material.replay, "refusals": material.refusals, "dev": material.dev}
+    shares = {"replay": material.replay_share, "refusals": material.refusal_share, "domains": list(material.domains)}
+    return {
+        "config": identity(stage, lambda reference: ctx.source(reference.value).digest),
+        "data": {**{name: digest_of(pieces) for name, pieces in read.items()}, "shares": shares},
+        "code": {"source": _code(), **versions()},
+        "machine": {
+            "device": chosen.precision.device.type,
+            "precision": chosen.precision.name,
+            "micro_tokens": chosen.micro_tokens,
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+@cache
+def _code() -> str:
+    """One digest of the modules that decide what comes out."""
+    package = Path(__file__).parents[1]
+    return digest(
+        {f"{room}/{n}": file_digest(p) for room in ROOMS for n, p in tree(package / room).items() if p.suffix == ".py"}
     )
 
 

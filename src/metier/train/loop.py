@@ -20,16 +20,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-from metier.core.errors import Interrupted, TrainingError
+from metier.core.errors import InputError, Interrupted, TrainingError
 from metier.core.events import Events
-from metier.train.batches import Batches, Micro, Window, size_of, targets_of, weight_of
-from metier.train.checkpoint import Checkpoints
+from metier.train.batches import Batches, Micro, Window, digest_of, size_of, targets_of, weight_of
+from metier.train.checkpoint import Checkpoints, differences
 from metier.train.forward import Forward
 from metier.train.optimizers import Kind, Optimizers
 from metier.train.precision import Precision, gemm_peak
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 FIRST_SCALE = 2.0**16
 """What fp16 losses are multiplied by at first; torch's own choice, like GROWTH."""
 GROWTH = 2000
+PLACE = "place"
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,10 @@ def fit(
     epoch_ends = list(accumulate(batches.count(epoch) for epoch in range(course.epochs)))
     total = epoch_ends[-1] if course.max_steps is None else min(course.max_steps, epoch_ends[-1])
     kept = checkpoints.load()
-    if kept is not None:
-        loop.restore(*kept)
+    if kept is None:
+        loop.save(checkpoints, total, epoch_ends)
+    else:
+        loop.restore(*kept, total, epoch_ends, checkpoints.folder)
         events.note(f"going on from step {loop.state.step} of {total}")
     was_training = model.training
     model.train()
@@ -162,9 +166,9 @@ def fit(
                     break
                 loop.train_step(total, epoch_ends)
                 if checkpoints.due():
-                    checkpoints.save(loop.state.step, loop.tensors(), asdict(loop.state))
+                    loop.save(checkpoints, total, epoch_ends)
     except Interrupted:
-        checkpoints.save(loop.state.step, loop.tensors(), asdict(loop.state))
+        loop.save(checkpoints, total, epoch_ends)
         raise
     finally:
         model.train(was_training)
@@ -282,9 +286,44 @@ class _Loop:
             found |= {f"optimizer/{key}/{name}": value for key, value in moments.items()}
         return found | {f"best/{name}": value.contiguous() for name, value in self.best.items()}
 
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """The opposite of `tensors` and `asdict(state)`."""
+    def save(self, checkpoints: Checkpoints, total: int, epoch_ends: Sequence[int]) -> None:
+        """Keep all of it in a checkpoint."""
+        state = {**asdict(self.state), PLACE: self.place(total, epoch_ends)}
+        checkpoints.save(self.state.step, self.tensors(), state)
+
+    def place(self, total: int, epoch_ends: Sequence[int]) -> dict[str, Any]:
+        """Where in the data and the schedule the run is: what comes next, of how much, and at which learning rate.
+
+        next: a digest of the next window, in the order in which it is read, so of what packing and drawing made of the
+        epoch. random: what all random numbers follow from.
+        """
+        step = self.state.step
+        found: dict[str, Any] = {"step": step, "steps": total, "random": {"seed": self.course.seed}}
+        if step < total:
+            epoch = bisect_right(epoch_ends, step)
+            before = epoch_ends[epoch - 1] if epoch else 0
+            found |= {"epoch": epoch, "window": step - before, "windows": epoch_ends[epoch] - before}
+            found |= {
+                "learning_rate": self.course.rate(step, total),
+                "next": [digest_of(micro) for micro in self._window(epoch, step - before)],
+            }
+        return found
+
+    def restore(
+        self, tensors: dict[str, Tensor], state: dict[str, Any], total: int, epoch_ends: Sequence[int], folder: Path
+    ) -> None:
+        """The opposite of `tensors` and `asdict(state)`. Raises InputError where other data would come next."""
+        was = state.pop(PLACE)
         self.state = State(**state)
+        changed = list(differences(was, self.place(total, epoch_ends), ""))
+        if changed:
+            raise InputError(
+                f"training cannot go on where it was: {', '.join(changed)}",
+                where=str(folder),
+                cure="put settings, data and code back as they were, or delete the folder to begin anew",
+            )
+        self.optimizers.forget()
+        self.best = {}
         with torch.no_grad():
             for key, value in tensors.items():
                 kind, _, name = key.partition("/")

@@ -58,6 +58,11 @@ class Optimizers:
             for key, value in ((k, v if isinstance(v, Tensor) else torch.tensor(v)) for k, v in kept.items())
         }
 
+    def forget(self) -> None:
+        """Remember nothing of any parameter, as before the first step."""
+        for optimizer in self._all:
+            optimizer.state.clear()
+
     def restore(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         """Put back one entry of `state`."""
         owner = self._owner(parameter)
