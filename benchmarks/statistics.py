@@ -259,7 +259,9 @@ def rows(runs: int) -> list[Row]:
 def _nearer(name: str, n: int, ours: float, theirs: float, nominal: float, peer: str, runs: int) -> Row:
     """How far from what is said, as a share of how far the other way of doing it is."""
     case = f"distance from {nominal:.0%}: {name}, n = {n} ({ours:.4f}, where the {peer} has {theirs:.4f})"
-    return Row(case, round(abs(ours - nominal) / abs(theirs - nominal), 3), 1.0, "ratio", "lower", peer, n=runs)
+    return Row(
+        case, round(abs(ours - nominal) / max(abs(theirs - nominal), 1 / runs), 3), 1.0, "ratio", "lower", peer, n=runs
+    )
 
 
 def _both(case: str, share: float, low: float, high: float, runs: int) -> list[Row]:
