@@ -25,7 +25,7 @@ steps:
   specialist: {kind: merge, model: adapter}
   answers: {kind: answer, models: [base, reader, specialist], questions: qa, max_new_tokens: 6}
   scores: {kind: score, answers: answers, metrics: [token_f1], resamples: 200}
-  likelihood: {kind: perplexity, models: [base, specialist], documents: [texts], resamples: 200}
+  likelihood: {kind: perplexity, models: [base, specialist], documents: [texts]}
 """
 
 
