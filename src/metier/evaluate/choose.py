@@ -47,7 +47,7 @@ class Choose(Stage):
 
     kind: Literal["choose"] = "choose"
     produces: ClassVar[str] = "choices"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     models: list[ModelRef] = Field(min_length=1)
     """The contenders: steps, built-in names, folders or hub ids. The first is what others are compared with."""

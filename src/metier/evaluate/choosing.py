@@ -89,7 +89,7 @@ def choose_all(
         "prompt": how.prompt,
         "shots": len(how.shown),
         "classes": None if shared is None else list(shared),
-        "majority_of": "training labels" if train else "other items",
+        "majority_of": "training labels" if train else "the items asked",
     }
     write_json(ctx.out / "about.json", about)
     return {f"{one['contender']['name']} accuracy": one["accuracy"] for one in made}
@@ -120,8 +120,8 @@ def _accuracy(rows: Sequence[Row]) -> float:
 def references(items: Sequence[Item], train: Sequence[Item]) -> dict[str, tuple[str, list[str]]]:
     """Points of reference: name to kind and what each item gets from it.
 
-    The commonest class of the training labels or, where there are none, of the other items; each class every time
-    where they are few; and what people chose.
+    The commonest class of the training labels or, where there are none, of the items that are asked, which flatters it
+    as published tables do; each class every time where they are few; and what people chose.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     names = names_of([*items, *train])
@@ -139,13 +139,8 @@ def references(items: Sequence[Item], train: Sequence[Item]) -> dict[str, tuple[
 
 def _majority(items: Sequence[Item], train: Sequence[Item], names: Sequence[str]) -> list[str]:
     counts = Counter(class_of(item, item.label, names) for item in train or items)
-
-    def commonest(without: int | None) -> int:
-        left = {n: counts[n] - (n == without) for n in range(len(names))}
-        return max(left, key=lambda n: (left[n], -n))
-
-    own = [None if train else class_of(item, item.label, names) for item in items]
-    return [choice_of(item, commonest(without), names) for item, without in zip(items, own, strict=True)]
+    commonest = max(range(len(names)), key=lambda number: (counts[number], -number))
+    return [choice_of(item, commonest, names) for item in items]
 
 
 def _contender(ctx: Context, name: str, items: Sequence[Item], how: How) -> Row:
