@@ -9,6 +9,7 @@ input stops the run with nothing written.
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,8 @@ from metier.data.files import how_read
 from metier.models.builtin import resolve
 from metier.recipe import Link, Recipe
 
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
+"""2: with a seal."""
 MOST_REASONS = 4
 """Differences that a plan names for one step; more are counted."""
 
@@ -156,7 +158,8 @@ def _why(
     if before is None:
         return "new"
     if before == str(key):
-        return "its artifact is gone"
+        lost = last.loss() if last else ""
+        return f"its artifact is damaged: {lost}" if lost else "its artifact is gone"
     if last is None:
         return "changed, and what it last made is gone"
     record = last.record
@@ -247,7 +250,8 @@ def run(
     """
     token = STOP.set(stop)
     try:
-        return _run(recipe, store, listeners, stop, only=only, keep_going=keep_going)
+        with store.guarded():
+            return _run(recipe, store, listeners, stop, only=only, keep_going=keep_going)
     finally:
         STOP.reset(token)
 
@@ -265,16 +269,21 @@ def _run(
     check(recipe, [step for step in planned if step.state == "run"], keep_going=keep_going)
     whole = Events("", listeners=list(listeners))
     watch = Stopwatch()
-    whole.emit("run_started", recipe=recipe.name, steps=[summary(step) for step in planned])
-    artifacts: dict[str, Artifact] = {}
-    for step in planned:
-        events = Events(step.name, listeners=list(listeners))
-        if step.artifact is not None:
-            artifacts[step.name] = step.artifact
-            events.emit("cached", key=str(step.key), metrics=step.artifact.record["metrics"])
-        else:
-            artifacts[step.name] = _run_step(recipe, step, store, artifacts, events, stop)
-        store.set_ref(recipe.name, step.name, str(step.key))
+    with ExitStack() as stack:
+        if any(step.state == "run" for step in planned):
+            stack.enter_context(store.in_use(stop_if_asked))
+            if any(step.artifact and step.artifact.loss() for step in planned):  # cleared away since it was planned
+                planned = plan(recipe, store, only=only)
+        whole.emit("run_started", recipe=recipe.name, steps=[summary(step) for step in planned])
+        artifacts: dict[str, Artifact] = {}
+        for step in planned:
+            events = Events(step.name, listeners=list(listeners))
+            if step.artifact is not None:
+                artifacts[step.name] = step.artifact
+                events.emit("cached", key=str(step.key), metrics=step.artifact.record["metrics"])
+            else:
+                artifacts[step.name] = _run_step(recipe, step, store, artifacts, events, stop)
+            store.set_ref(recipe.name, step.name, str(step.key))
     whole.emit("run_finished", recipe=recipe.name, seconds=round(watch.seconds, 3))
     return Result(recipe, artifacts, planned)
 

@@ -136,7 +136,7 @@ def test_pickled_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="pickled") as caught:
         resolve("old", tmp_path)
     assert "pytorch_model.bin" in str(caught.value)
-    assert "save_pretrained" in str(caught.value)
+    assert "metier convert" in str(caught.value)
 
 
 def test_an_empty_folder_holds_no_model(tmp_path: Path) -> None:

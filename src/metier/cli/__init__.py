@@ -214,11 +214,54 @@ def chat(
 
 
 @app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A pickled file of weights: .bin, .pt, .pth, .ckpt.")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the model is written.")],
+) -> None:
+    """Make safetensors of pickled weights. Whatever else the pickle would do is not done."""
+    from metier.cli.convert import convert_pickled
+
+    convert_pickled(file, out)
+
+
+@app.command()
 def doctor(store: StoreFolder = STORE) -> None:
     """Say what this machine can do, and keep its speeds for `plan`."""
     from metier.cli.doctor import examine
 
     examine(store)
+
+
+store_app = typer.Typer(help="Look after the store.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+
+@store_app.command("verify")
+def store_verify(
+    store: StoreFolder = STORE,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Delete what is damaged: the next run makes it again.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Hash everything in the store again: exit code 1 where something is not as it was written."""
+    from metier.cli.store import verify_store
+
+    verify_store(store, remove=remove, as_json=json)
+
+
+@app.command()
+def gc(
+    store: StoreFolder = STORE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Also what stopped steps would go on from: their work is lost.")
+    ] = False,
+) -> None:
+    """Delete what no recipe's last run reaches."""
+    from metier.cli.gc import clear_store
+
+    clear_store(store, dry_run=dry_run, unfinished=unfinished)
 
 
 @app.command()

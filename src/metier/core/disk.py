@@ -12,8 +12,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from metier.core.fingerprint import tree
-
 WAIT_SECONDS = 0.5
 """How long one look at another process's lock takes."""
 
@@ -61,7 +59,9 @@ def write_whole(path: Path, text: str) -> None:
 
 def flush(folder: Path) -> None:
     """fsync every file and folder below, so that a rename never outruns the data it names."""
-    for path in tree(folder).values():
+    for path in folder.rglob("*"):
+        if not path.is_file():
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
     for path in (*[p for p in folder.rglob("*") if p.is_dir()], folder):

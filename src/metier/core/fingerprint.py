@@ -7,9 +7,11 @@ path, size, modification time and inode.
 
 import hashlib
 import json
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from metier.core.disk import write_whole
 
 Json = Any
 """A value made of dict, list, str, int, float, bool and None."""
@@ -71,10 +73,12 @@ class FileDigests:
         return digest({name: self.file(path) for name, path in tree(folder).items()})
 
     def save(self) -> None:
-        """Keep what was learned, atomically. Does nothing where nothing is new or the store does not exist yet."""
+        """Keep what was learned, atomically. Does nothing where nothing is new or the store does not exist yet.
+
+        Where it cannot be written (a full disk, a folder that is only read) the next look costs the time to hash again.
+        """
         if not self._dirty or not self._cache.parent.is_dir():
             return
-        aside = self._cache.with_name(f"{self._cache.name}.{os.getpid()}")
-        aside.write_text(json.dumps(self._known), encoding="utf-8")
-        aside.replace(self._cache)
-        self._dirty = False
+        with suppress(OSError):
+            write_whole(self._cache, json.dumps(self._known))
+            self._dirty = False

@@ -7,12 +7,13 @@ The file is a cache of measurements: without it memory and disk are still estima
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
 from typing import Any
+
+from metier.core.disk import write_whole
 
 FILE = "machine.json"
 CGROUPS = Path("/sys/fs/cgroup")
@@ -86,9 +87,7 @@ def remember(store: Path, learned: Mapping[str, Any]) -> None:
     path = store / FILE
     merged = _merged(_read(path), learned)
     store.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(merged, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, json.dumps(merged, indent=1, allow_nan=False) + "\n")
 
 
 def says_bf16() -> bool:

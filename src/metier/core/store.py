@@ -4,27 +4,41 @@
     <store>/refs/<recipe>/<step>         the key that the step last produced
     <store>/scratch/<kind>-<digest12>/   build/ (written aside) and state/ (resumable), deleted on success
     <store>/cache/                       what may be deleted at any time: token ids by content
+    <store>/running/                     a lock file for each run under way, which clearing up respects
 
 An object is written aside, flushed to disk and renamed into place last, so it is whole or absent. Two processes that
 want the same object take turns behind a lock file; the second finds it made. `files/` is deterministic and hashed
 into the record; `measured/` (latency, memory) and `events.jsonl` are not part of the artifact's digest.
+
+Whether all outputs are there with their sizes is looked at each time an object is found: one that something cut or took
+away is made again. Their contents are read by `metier store verify` alone (`metier.core.upkeep`).
 """
 
 import errno
 import json
+import re
+import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from metier.core.disk import flush, flush_folder, locked, write_whole
-from metier.core.errors import StoreError
+from metier.core.errors import MetierError, StoreError
 from metier.core.fingerprint import Json, digest, file_digest, tree
 
 RECORD = "run.json"
+SEAL = "seal"
+"""The record's key for the digest of all else in it."""
+GONE = "gone-"
+"""What folders are called while they are deleted."""
+CURE_FULL = "free some space or name another store with --store, then run again: what is made already is kept"
+CURE_GONE = "run the same command again: what is missing is made again"
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,16 @@ class Artifact:
     def record(self) -> dict[str, Any]:
         """The parsed `run.json`."""
         return _read_record(self.folder / RECORD)
+
+    def loss(self) -> str:
+        """What something took away or cut since it was made, in a few words; empty where nothing. Reads no contents."""
+        for name, made in self.record.get("outputs", {}).items():
+            path = self.files / name
+            if not path.is_file():
+                return f"files/{name} is gone"
+            if path.stat().st_size != made["size"]:
+                return f"files/{name} has {path.stat().st_size} bytes, not {made['size']}"
+        return ""
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The step's events, oldest first."""
@@ -118,7 +142,10 @@ class Store:
         return self.root / "cache"
 
     def find(self, key: Key) -> Artifact | None:
-        """The finished artifact under `key`, or None. Raises StoreError where its record is unreadable or another's."""
+        """The finished artifact under `key`, or None, also where some of it is lost.
+
+        Raises StoreError where its record is unreadable or another's.
+        """
         folder = self.objects / str(key)
         if not (folder / RECORD).exists():
             return None
@@ -129,7 +156,7 @@ class Store:
                 where=str(folder / RECORD),
                 cure=f"delete the folder {folder} and run again",
             )
-        return artifact
+        return None if artifact.loss() else artifact
 
     def get(self, key: str) -> Artifact | None:
         """The finished artifact of that name, or None."""
@@ -148,6 +175,8 @@ class Store:
 
     def set_ref(self, recipe: str, step: str, key: str) -> None:
         """Remember `key` as what `step` of `recipe` last produced."""
+        if self.ref_key(recipe, step) == key:
+            return
         path = self.root / "refs" / recipe / step
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, key + "\n")
@@ -161,7 +190,7 @@ class Store:
         """
         home = self.root / "scratch" / str(key)
         workspace = Workspace(key, home / "build", home / "state")
-        try:
+        with self.guarded():
             home.parent.mkdir(parents=True, exist_ok=True)
             with locked(home.with_name(f"{key}.lock"), on_wait):
                 shutil.rmtree(workspace.build, ignore_errors=True)
@@ -172,38 +201,127 @@ class Store:
                 finally:
                     shutil.rmtree(workspace.build, ignore_errors=True)
                     _remove_empty(workspace.state, home)
-        except OSError as error:
-            if not self._caused(error):
-                raise
-            raise StoreError(
-                f"cannot write the store: {error.strerror or error}",
-                where=str(error.filename or self.root),
-                cure="check free disk space and permissions, or name another store with --store",
-            ) from error
 
-    def _caused(self, error: OSError) -> bool:
-        """Whether an error is about the store: the disk is full, or the path lies in it. A step may meet others."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return True
-        return isinstance(error.filename, str) and Path(error.filename).is_relative_to(self.root)
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Turn errors that are about the disk or the store's own files into a StoreError that says what to do."""
+        try:
+            yield
+        except Exception as error:
+            told = self._told(error)
+            if told is None:
+                raise
+            raise told from error
+
+    def _told(self, error: Exception) -> StoreError | None:
+        """What an error says about the store, or None: a step may meet others."""
+        if isinstance(error, MetierError):
+            return None
+        name = getattr(error, "filename", None)
+        where = str(name) if isinstance(name, str | Path) else None
+        if _is_full(error):
+            return StoreError(
+                f"cannot write the store: {_reason(error)}", where=where or str(self.root), cure=CURE_FULL
+            )
+        inside = where is not None and Path(where).absolute().is_relative_to(self.root)
+        if not isinstance(error, OSError) or not (inside or error.errno == errno.EROFS):
+            return None
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return StoreError(
+                "a file of the store is gone: something removed it while it was used", where=where, cure=CURE_GONE
+            )
+        return StoreError(
+            f"cannot write the store: {_reason(error)}",
+            where=where or str(self.root),
+            cure="check the folder's permissions, or name another store with --store",
+        )
+
+    @contextmanager
+    def in_use(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold a sign that a run works here, which `alone` respects.
+
+        on_wait: called twice a second while somebody is alone; may raise.
+        """
+        sign = self.running / f"{secrets.token_hex(8)}.lock"
+        self.running.mkdir(parents=True, exist_ok=True)
+        with locked(self._alone, on_wait):
+            lock = FileLock(sign)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+            sign.unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep new runs out while something is deleted. Raises StoreError where one is under way."""
+        self.running.mkdir(parents=True, exist_ok=True)
+        with locked(self._alone):
+            for sign in sorted(self.running.glob("*.lock")):
+                try:
+                    with FileLock(sign, timeout=0):
+                        pass
+                except Timeout as error:
+                    raise StoreError(
+                        "a run is using the store", where=str(self.root), cure="try again when it has ended"
+                    ) from error
+                sign.unlink(missing_ok=True)  # of a run that was killed
+            yield
+
+    @property
+    def running(self) -> Path:
+        """The signs of runs under way."""
+        return self.root / "running"
+
+    @property
+    def _alone(self) -> Path:
+        return self.root / "alone.lock"
 
     def commit(self, workspace: Workspace, record: dict[str, Json]) -> Artifact:
         """Flush the workspace with its record (digest and hashes of the outputs added) and rename it into place."""
         outputs = {n: {"size": p.stat().st_size, "sha256": file_digest(p)} for n, p in tree(workspace.files).items()}
         full = {**record, "digest": workspace.key.digest, "outputs": outputs}
-        (workspace.build / RECORD).write_text(
-            json.dumps(full, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        full[SEAL] = digest(full)
+        (workspace.build / RECORD).write_text(record_text(full), encoding="utf-8")
         flush(workspace.build)
         target = self.objects / str(workspace.key)
         self.objects.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not (target / RECORD).exists():
-            shutil.rmtree(target)  # no record: never was an object
+        if target.exists() and (not (target / RECORD).exists() or Artifact(target).loss()):
+            self.discard(target)
         if not target.exists():
             workspace.build.rename(target)
             flush_folder(self.objects)
         shutil.rmtree(workspace.state, ignore_errors=True)
         return Artifact(target)
+
+    def discard(self, folder: Path) -> None:
+        """Delete a folder of the store; nobody sees half of it."""
+        gone = self.root / "scratch" / f"{GONE}{secrets.token_hex(8)}"
+        gone.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(gone)
+        shutil.rmtree(gone)
+
+
+def record_text(record: Mapping[str, Json]) -> str:
+    """A record as it stands in its file."""
+    return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NUMBERS = "|".join(map(str, sorted(_FULL)))
+_TELLS = re.compile(rf"os error ({_NUMBERS})\b|No space left|\d+ requested and \d+ written")
+"""How libraries say so that raise errors of their own: safetensors (in Rust), NumPy."""
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether an error means that the disk, a quota or a limit on the size of files is used up."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in _FULL or (number is None and bool(_TELLS.search(str(error))))
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def _remove_empty(*folders: Path) -> None:

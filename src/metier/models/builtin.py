@@ -27,7 +27,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
-_PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
+PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
 _HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*(?:@[\w.-]+)?")
 
 
@@ -164,13 +164,12 @@ def _check_weights(folder: Path, names: Iterable[str]) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if not missing:
         return
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
     if pickled and not any(folder.glob("*.safetensors")):
         raise ModelError(
             "the weights are pickled, which is unsafe to load, and there are none as safetensors",
             where=str(folder / pickled[0]),
-            cure="convert them once: AutoModelForCausalLM.from_pretrained(FOLDER, use_safetensors=False)"
-            ".save_pretrained(NEW_FOLDER), and copy the tokenizer's files along",
+            cure=f"convert them once: `metier convert {folder / pickled[0]} NEW_FOLDER` reads nothing but weights",
         )
     raise ModelError("the model's weights are missing", where=str(folder / missing[0]), cure=_CURE_INCOMPLETE)
 
@@ -178,6 +177,8 @@ def _check_weights(folder: Path, names: Iterable[str]) -> None:
 def _cure_for_file(path: Path) -> str:
     if path.suffix == ".gguf":
         return "give the transformers folder that the GGUF file was made from"
+    if path.suffix in PICKLED:
+        return f"pickles are not loaded; `metier convert {path} NEW_FOLDER` reads nothing but weights"
     return f"give the folder that holds it: {path.parent}"
 
 

@@ -9,7 +9,7 @@ memory (4 bytes a parameter in float32) and importing transformers (2 s; adapter
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -276,6 +276,32 @@ def _load_weights(folder: Path, config: "PretrainedConfig", dtype: torch.dtype) 
         ) from error
     check_report(folder, report)
     return model.eval()
+
+
+def from_weights(folder: Path, config: "PretrainedConfig", weights: Mapping[str, torch.Tensor]) -> "PreTrainedModel":
+    """The model of `config` with these weights, in their dtype. folder: named in errors. Raises ModelError."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    dtype = next((value.dtype for value in weights.values() if value.is_floating_point()), torch.float32)
+    try:
+        with quiet():
+            model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(weights),
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"the weights do not fit the config beside them ({_first_line(error)})",
+            where=str(folder),
+            cure="check that config.json belongs to these weights",
+        ) from error
+    check_report(folder, report)
+    made: PreTrainedModel = model.eval()
+    return made
 
 
 def check_report(folder: Path, report: dict[str, Any]) -> None:

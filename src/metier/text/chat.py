@@ -248,7 +248,7 @@ def _render(
             tokenize=False,
             add_generation_prompt=generation_prompt,
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # TypeError: it includes a file, for which there is no loader
         raise DataError(
             f"the chat template refuses the conversation: {error}",
             value=[m.role for m in messages],
