@@ -22,7 +22,7 @@ from metier.core.measure import PeakMemory, Stopwatch, machine, now, versions
 from metier.core.stage import KEEP_GOING, STOP, Context, InputFiles, Reference, Source, Stage, identity, stop_if_asked
 from metier.core.store import Artifact, Key, Store, Workspace
 from metier.data.files import how_read
-from metier.models.builtin import resolve
+from metier.models.lock import pin, read_lock, resolve_pinned
 from metier.recipe import Link, Recipe
 
 RECORD_FORMAT = 2
@@ -68,10 +68,11 @@ def plan(recipe: Recipe, store: Store, *, only: str | None = None) -> list[Plann
     only: plan this step and those that it needs. Raises InputError where the recipe has no such step.
     """
     digests = FileDigests(store.root / "digests.json")
+    lock = read_lock(recipe.path)
     done: dict[str, Planned] = {}
     for name in _chosen(recipe, only):
         stop_if_asked()
-        done[name] = _plan_step(recipe, name, store, digests, done)
+        done[name] = _plan_step(recipe, name, store, digests, done, lock)
     digests.save()
     return list(done.values())
 
@@ -85,9 +86,16 @@ def _chosen(recipe: Recipe, only: str | None) -> list[str]:
     return recipe.needed(only)
 
 
-def _plan_step(recipe: Recipe, name: str, store: Store, digests: FileDigests, done: Mapping[str, Planned]) -> Planned:
+def _plan_step(
+    recipe: Recipe,
+    name: str,
+    store: Store,
+    digests: FileDigests,
+    done: Mapping[str, Planned],
+    lock: Mapping[str, str],
+) -> Planned:
     stage = recipe.steps[name]
-    sources = {link.reference.value: _source(link, recipe.root, digests, done) for link in recipe.links[name]}
+    sources = {link.reference.value: _source(link, recipe.root, digests, done, lock) for link in recipe.links[name]}
     described = _describe(stage, sources)
     key = Key.of(stage.produces, described)
     artifact = store.find(key)
@@ -107,7 +115,9 @@ def _plan_step(recipe: Recipe, name: str, store: Store, digests: FileDigests, do
     )
 
 
-def _source(link: Link, root: Path, digests: FileDigests, done: Mapping[str, Planned]) -> Source:
+def _source(
+    link: Link, root: Path, digests: FileDigests, done: Mapping[str, Planned], lock: Mapping[str, str]
+) -> Source:
     value = link.reference.value
     if link.step is not None:
         step = done[link.step]
@@ -118,7 +128,7 @@ def _source(link: Link, root: Path, digests: FileDigests, done: Mapping[str, Pla
     if isinstance(link.reference.mark, InputFiles):
         contents = [[how_read(path), digests.file(path)] for path in link.files]
         return Source(value, link.files, value, digest(contents))  # the suffix counts: it says how a file is read
-    outside = resolve(value, root, digests.file)
+    outside = resolve_pinned(value, root, lock, digests.file)
     return replace(outside, digest=digest([outside.link, outside.digest]))  # an adapter's files hold its base's link
 
 
@@ -267,6 +277,7 @@ def _run(
 ) -> Result:
     planned = plan(recipe, store, only=only)
     check(recipe, [step for step in planned if step.state == "run"], keep_going=keep_going)
+    pin(recipe.path, (source for step in planned for source in step.sources.values()))
     whole = Events("", listeners=list(listeners))
     watch = Stopwatch()
     with ExitStack() as stack:
