@@ -259,9 +259,9 @@ def test_a_gradient_that_no_scale_saves_stops_the_run(tmp_path: Path, monkeypatc
     Overflowing.scales = []
     monkeypatch.setattr(Overflowing, "most", 0.0)
     monkeypatch.setitem(globals(), "Forward", Overflowing)
-    with pytest.raises(TrainingError, match="gradient is not finite at step 1"):
+    with pytest.raises(TrainingError, match=r"the gradient is not finite at step 6.*steps 1, 2, 3, 4, 5 were left out"):
         run(fakes.tiny("llama"), tmp_path, precision=Scaled("fp32", "a test"), batches={"accumulation": 1})
-    assert len(Overflowing.scales) == 17  # 2^16 down to 1
+    assert len(Overflowing.scales) == 6 * 17  # each window from 2^16 down to 1
 
 
 def test_events_tell_what_was_measured(tmp_path: Path):
@@ -294,17 +294,6 @@ def test_frozen_weights_stay(tmp_path: Path):
     before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     run(model, tmp_path, max_steps=2)
     assert all(torch.equal(model.get_parameter(name), value) for name, value in before.items())
-
-
-def test_bad_numbers_stop_before_the_optimizer_steps(tmp_path: Path):
-    model = fakes.tiny("llama")
-    with torch.no_grad():
-        model.model.embed_tokens.weight[50] = float("nan")
-    kept = model.lm_head.weight.clone()
-    with pytest.raises(TrainingError, match=r"loss is not finite at step 1; read in it: .*d\d") as error:
-        run(model, tmp_path, dev=[])
-    assert "learning_rate" in (error.value.cure or "")
-    assert torch.equal(model.lm_head.weight, kept) or torch.isnan(kept).any()
 
 
 def test_max_steps_stops_amid_an_epoch_and_the_rate_is_spent(tmp_path: Path):

@@ -41,7 +41,7 @@ MANIFEST = "manifest.json"
 ASIDE, GONE = "aside-", "gone-"
 MADE_FROM = "made_from"
 FORMAT = 2
-BACK = 10
+BACK = 20
 """How many steps before the newest one the other that is kept lies, at least."""
 SHARE = 0.02
 """The largest share of the time that writing takes."""

@@ -100,8 +100,10 @@ class Forward:
         """
         row = pack(micro, self._prefix).to(self.device)
         self._learning = True
-        loss = self._loss(row, self._hidden(row), self._smoothing)
-        self._learning = False
+        try:
+            loss = self._loss(row, self._hidden(row), self._smoothing)
+        finally:
+            self._learning = False
         torch.autograd.backward(loss * scale)
         return loss.detach()
 
@@ -150,16 +152,20 @@ class Forward:
             return self._noisy(body.embed(row), row)
         if self._cache is None:
             return self._through_frozen(row, context)
-        unknown = self._cache.missing(row)
-        if len(unknown) == len(row.parts) or not self._cache.has_room(unknown):
-            hidden = self._through_frozen(row, context)
-            self._cache.write(row, hidden)
-            return hidden
-        if unknown:
-            part = pack(unknown, self._prefix).to(self.device)
-            self._cache.write(part, self._through_frozen(part, body.context(part)))
-        kept = self._cache.read(row)
-        return self._through_frozen(row, context) if kept is None else kept.to(self.device)
+        return self._cache.values(row, self._computed).to(self.device)
+
+    def _computed(self, pieces: Sequence[Piece]) -> tuple[Row, Tensor]:
+        """Pieces in a row, through the frozen lower blocks."""
+        body = self._body
+        assert body is not None
+        row = pack(pieces, self._prefix).to(self.device)
+        return row, self._through_frozen(row, body.context(row))
+
+    def fill_cache(self) -> Iterator[tuple[int, int]]:
+        """Compute all that the cache is to hold, a row at a time: how many of how many are through."""
+        if self._cache is not None and self._body is not None:
+            for done in self._cache.fill(self._computed):
+                yield done, self._cache.rows
 
     def _through_frozen(self, row: Row, context: Any) -> Tensor:
         """The frozen lower blocks without dropout: (N, hidden)."""
@@ -168,12 +174,14 @@ class Forward:
         training = [module for module in self._below() if module.training]
         for module in training:
             module.training = False
-        with torch.no_grad():
-            x = self._noisy(body.embed(row), row)
-            for block in body.blocks[: self.frozen]:
-                x = block(x, row, context)
-        for module in training:
-            module.training = True
+        try:
+            with torch.no_grad():
+                x = self._noisy(body.embed(row), row)
+                for block in body.blocks[: self.frozen]:
+                    x = block(x, row, context)
+        finally:  # memory may have run out
+            for module in training:
+                module.training = True
         return x
 
     def _below(self) -> list[nn.Module]:

@@ -37,14 +37,14 @@ from metier.train.loop import Course, State, Watch, fit
 from metier.train.material import Material
 from metier.train.methods import FreezeMethod, LoraMethod, Quantize, apply, name_of
 from metier.train.precision import Precision, best_device, choose, gemm_peak
-from metier.train.prefix_cache import PrefixCache, make, room_for
+from metier.train.prefix_cache import ROW, Kind, PrefixCache, decide, layout_of, room_for
 from metier.train.schedule import DECAY
 from metier.train.stage import Training, context_of, plain_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-CHOSEN = "chosen.json"
+CHOSEN, CACHE = "chosen.json", "cache.json"
 ROOMS = ("train", "models", "text")
 """The packages whose code decides what a training step makes."""
 
@@ -211,8 +211,9 @@ def _fit(
         clip=stage.clip,
         seed=stage.seed,
     )
+    micro = chosen.micro_tokens or stage.batch_size * length
     watch = Watch(
-        dev=micros(material.dev, chosen.micro_tokens or stage.batch_size * length),
+        dev=micros(material.dev, micro),
         every=stage.dev_every,
         log_every=stage.log_every,
         keep_best=stage.keeps_best,
@@ -223,7 +224,7 @@ def _fit(
         model,
         precision=chosen.precision,
         prefix=prefix,
-        cache=_prefix_cache(stage, ctx, model, material, prefix),
+        cache=_prefix_cache(stage, ctx, model, material, prefix, micro),
         label_smoothing=stage.label_smoothing,
         neftune=stage.neftune,
         checkpointing=stage.gradient_checkpointing,
@@ -270,21 +271,31 @@ def _code() -> str:
 
 
 def _prefix_cache(
-    stage: Training, ctx: Context, model: "PreTrainedModel", material: Material, prefix: Ids | None
+    stage: Training, ctx: Context, model: "PreTrainedModel", material: Material, prefix: Ids | None, micro: int
 ) -> PrefixCache | None:
-    """Where the output of the frozen lower blocks is kept, if any are and it is read more than once."""
+    """Where the output of the frozen lower blocks is kept, if any are and it is read more than once.
+
+    Whether it is kept at all changes the last bits, so what `auto` means is decided when the step first starts.
+    """
     below = frozen_blocks(model)
     if below == 0 or stage.epochs == 1 or stage.neftune is not None or stage.prefix_cache == "off":
         return None
     embeddings = input_embeddings(model).weight
-    tokens = room_for((*material.pieces, *material.dev, *material.replay, *material.refusals), prefix)
-    made = make(
-        stage.prefix_cache, tokens=tokens, width=embeddings.shape[1], dtype=embeddings.dtype, folder=ctx.scratch
-    )
-    size = tokens * embeddings.shape[1] * embeddings.dtype.itemsize
-    kept = "not kept: it would take" if made is None else "computed once and kept:"
+    pieces = (*material.pieces, *material.dev, *material.replay, *material.refusals)
+    tokens, width, dtype = room_for(pieces, prefix), embeddings.shape[1], embeddings.dtype
+    path = ctx.scratch / CACHE
+    kind: Kind = stage.prefix_cache
+    if kind == "auto" and path.is_file():
+        kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
+    kind = decide(kind, tokens=tokens, width=width, dtype=dtype, folder=ctx.scratch)
+    write_json(path, {"kind": kind})
+    kept = "not kept: it would take" if kind == "off" else "computed once and kept:"
+    size = tokens * width * dtype.itemsize
     ctx.events.note(f"the output of the {below} lowest blocks, which are frozen, is {kept} {size / 1e9:.2f} GB")
-    return made
+    if kind == "off":
+        return None
+    layout = layout_of(pieces, prefix, min(ROW, micro))
+    return PrefixCache(tokens, width, dtype, ctx.scratch if kind == "disk" else None, layout=layout, prefix=prefix)
 
 
 def _save_whole(stage: Training, ctx: Context, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> None:
@@ -333,6 +344,7 @@ def _write_about(
             if state.dev_losses
             else None,
             "labels": material.labels.json(),
+            **({"left_out": state.mishaps, "slower_from": state.slower_from} if state.mishaps else {}),
         },
     )
 

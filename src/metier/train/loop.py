@@ -2,12 +2,13 @@
 
 The loss of a window is the sum over all its targets divided by their weight (their number, unless prompts count less),
 however it is cut into micro-steps, so batch_size 8 and batch_size 2 with accumulation 4 give the same gradient. Loss
-and gradient norm are looked at before the optimizer steps: a number that is not finite stops the run with weights still
-good. Dropout is seeded by (seed, step, micro-step) and the data's order by (seed, epoch), so a resumed run ends with
-the bits of an uninterrupted one, and so does a second run on the same machine with as many threads.
+and gradient norm are looked at before the optimizer steps (`mishaps`): a window with bad numbers is left out, after a
+few of them training goes back some steps and on at half the learning rate, and then it stops, with weights still good.
+Dropout is seeded by (seed, step, micro-step) and the data's order by (seed, epoch), so a resumed run ends with the bits
+of an uninterrupted one, and so does a second run on the same machine with as many threads.
 
 In fp16 the loss is scaled up so that small gradients survive. A window whose gradients overflow is done again at half
-the scale; nothing is skipped. The scale doubles after GROWTH steps without one.
+the scale; nothing is skipped for that. The scale doubles after GROWTH steps without one.
 
 Costs 16 bytes a trained parameter (weight, gradient, two moments; 10 with 8-bit moments), what the frozen ones are held
 in, and the activations of one micro-step; keeping the best adds 4 bytes a trained parameter.
@@ -19,7 +20,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from metier.core.events import Events
 from metier.train.batches import Batches, Micro, Window, digest_of, size_of, targets_of, weight_of
 from metier.train.checkpoint import Checkpoints, differences
 from metier.train.forward import Forward
+from metier.train.mishaps import RECENT, SLOWER, Mishap, back_to, follows, hopeless, judge, limit, mishap, names
 from metier.train.optimizers import Kind, Optimizers
 from metier.train.precision import Precision, gemm_peak
 from metier.train.schedule import DECAY, Shape, share_of_peak
@@ -96,7 +98,8 @@ class State:
     step: optimizer steps. tokens: that went through the model. targets: that were trained on. log: a row for every step
     and dev loss (deterministic). measured: rows with time and memory. best_step, best_loss: of the lowest dev loss.
     dev_since_best: dev losses measured since that. seconds: of training, dev losses not included. scale: what losses
-    are multiplied by (fp16), steady: steps since it last changed.
+    are multiplied by (fp16), steady: steps since it last changed. mishaps: windows that were left out. slower_from: the
+    step that training went back to and since when the learning rate is halved; known: the mishaps that led there.
     """
 
     step: int = 0
@@ -111,6 +114,9 @@ class State:
     seconds: float = 0.0
     scale: float = 1.0
     steady: int = 0
+    mishaps: list[Mishap] = field(default_factory=list)
+    slower_from: int | None = None
+    known: int = 0
 
     @property
     def losses(self) -> list[float]:
@@ -140,7 +146,7 @@ def fit(
     model: a plain transformers model, perhaps with adapter layers inside (not the PeftModel around it), whose trained
     parameters are float32. forward: of that model.
 
-    Raises TrainingError where a loss or gradient is not finite; Interrupted, with the state kept, when asked to stop.
+    Raises TrainingError where losses or gradients stay bad; Interrupted, with the state kept, when asked to stop.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = Optimizers(
@@ -160,11 +166,13 @@ def fit(
     devices = [precision.device] if precision.device.type == "cuda" else []
     try:
         with forward, torch.random.fork_rng(devices=devices):
+            loop.fill_cache(total, epoch_ends)
             while True:
                 loop.measure_dev(total, epoch_ends)
                 if loop.state.step == total or loop.out_of_patience:
                     break
-                loop.train_step(total, epoch_ends)
+                if not loop.train_step(total, epoch_ends):
+                    loop.go_back(checkpoints, total, epoch_ends)
                 if checkpoints.due():
                     loop.save(checkpoints, total, epoch_ends)
     except Interrupted:
@@ -173,6 +181,8 @@ def fit(
     finally:
         model.train(was_training)
         optimizers.zero_grad()
+    if loop.state.mishaps and not loop.state.losses:
+        raise loop.hopeless()
     if loop.state.step < total:
         loop.report(total)
         events.note(
@@ -217,19 +227,44 @@ class _Loop:
         """Whether as many dev losses in a row as allowed were no new lowest."""
         return self.watch.patience is not None and self.state.dev_since_best >= self.watch.patience
 
-    def train_step(self, total: int, epoch_ends: Sequence[int]) -> None:
-        """One optimizer step on the next window."""
+    def fill_cache(self, total: int, epoch_ends: Sequence[int]) -> None:
+        """Compute what frozen blocks make of all pieces, where at least an epoch of them is still to be read.
+
+        Else they are computed as they are asked for: the bits are the same.
+        """
+        if total - self.state.step < epoch_ends[0]:
+            return
+        started = time.perf_counter()
+        for done, rows in self.forward.fill_cache():
+            self.events.progress("prefix cache", done, rows, unit="rows")
+            self.check_stop()
+        self.state.seconds += time.perf_counter() - started
+        self._since = (self.state.tokens, self.state.seconds)
+
+    def train_step(self, total: int, epoch_ends: Sequence[int]) -> bool:
+        """One optimizer step on the next window, or its leaving out. False: training has to go back."""
         started = time.perf_counter()
         state = self.state
         epoch = bisect_right(epoch_ends, state.step)
+        known = next((one for one in state.mishaps if one["step"] == state.step + 1), None)
+        if known is not None:
+            self._pass_over(known, epoch)
+            return True
         window = self._window(epoch, state.step - (epoch_ends[epoch - 1] if epoch else 0))
-        rate = self.course.rate(state.step, total)
+        rate = self._rate(state.step, total)
+        scaled = state.scale, state.steady
         loss, norm = self._gradients(window)
+        targets = sum(targets_of(micro) for micro in window)
+        most = limit(self._recent(), targets=targets, usual=state.targets / max(1, state.step - self._left_out()))
+        what = judge(loss, norm, most)
+        if what is not None:
+            state.scale, state.steady = scaled
+            return self._mishap(mishap(state.step + 1, what, loss, norm, window), epoch)
         self._last = window
         self.optimizers.step(rate)
         state.step += 1
         state.tokens += sum(size_of(micro) for micro in window)
-        state.targets += sum(targets_of(micro) for micro in window)
+        state.targets += targets
         state.seconds += time.perf_counter() - started
         state.log.append(
             {
@@ -243,6 +278,65 @@ class _Loop:
         )
         if state.step in (1, total) or state.step % self.watch.log_every == 0:
             self.report(total)
+        return True
+
+    def _rate(self, step: int, total: int) -> float:
+        slower = self.state.slower_from is not None and step >= self.state.slower_from
+        return self.course.rate(step, total) * (SLOWER if slower else 1.0)
+
+    def _recent(self) -> list[float]:
+        """The last few losses that were trained on."""
+        return list(islice((row["loss"] for row in reversed(self.state.log) if "loss" in row), RECENT))
+
+    def _left_out(self) -> int:
+        """How many steps so far were none."""
+        return sum(one["step"] <= self.state.step for one in self.state.mishaps)
+
+    def _pass_over(self, one: Mishap, epoch: int) -> None:
+        """Count a window as read without having learned from it."""
+        self.state.step += 1
+        self.state.log.append({"step": self.state.step, "epoch": epoch, "left_out": one["what"], "read": one["read"]})
+
+    def _mishap(self, one: Mishap, epoch: int) -> bool:
+        """Leave a window out, or say that training has to go back. Raises TrainingError where it did already."""
+        state = self.state
+        state.mishaps.append(one)
+        course = follows(state.mishaps, went_back=state.slower_from is not None, known=state.known)
+        if course == "stop":
+            raise self.hopeless()
+        self.optimizers.zero_grad()
+        if course == "back":
+            return False
+        self.events.warning(
+            f"step {one['step']} is left out: {one['what']} ({one['found']}); read: {names(one['read'])}"
+        )
+        self._pass_over(one, epoch)
+        return True
+
+    def hopeless(self) -> TrainingError:
+        bad = [name for name, p in self.model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
+        slopes = [name for name, p in self.named.items() if p.grad is not None and not p.grad.isfinite().all()]
+        return hopeless(self.state.mishaps, went_back=self.state.slower_from, broken=bad, slopes=slopes)
+
+    def go_back(self, checkpoints: Checkpoints, total: int, epoch_ends: Sequence[int]) -> None:
+        """Take up the newest checkpoint from before the last mishaps, and on at half the learning rate.
+
+        The step from which on it is halved does not depend on when checkpoints were written: what lies between the two
+        is trained as it was.
+        """
+        mishaps, to = self.state.mishaps, back_to(self.state.mishaps)
+        kept = checkpoints.load(at_most=to)
+        if kept is None:
+            raise self.hopeless()
+        self.restore(*kept, total, epoch_ends, checkpoints.folder)
+        checkpoints.drop_after(self.state.step)
+        self.state.mishaps, self.state.slower_from, self.state.known = mishaps, to, len(mishaps)
+        last = mishaps[-1]
+        steps = ", ".join(str(one["step"]) for one in mishaps)
+        self.events.warning(
+            f"{last['what']} at step {last['step']} too ({last['found']}; read: {names(last['read'])}): training goes "
+            f"back to step {to}, on at half the learning rate, and leaves out steps {steps}"
+        )
 
     def measure_dev(self, total: int, epoch_ends: Sequence[int]) -> None:
         """Measure the dev loss where one is due and not yet known; remember the best weights."""
@@ -357,7 +451,6 @@ class _Loop:
             if math.isfinite(norm) or not math.isfinite(loss) or state.scale <= 1:
                 break
             state.scale, state.steady = state.scale / 2, 0
-        self._check_finite(loss, norm, window)
         if self.precision.scaler and state.steady >= GROWTH:
             state.scale, state.steady = state.scale * 2, 0
         return loss, norm
@@ -370,17 +463,6 @@ class _Loop:
         if self.course.clip is None:
             return nn.utils.get_total_norm(found)
         return nn.utils.clip_grad_norm_(self.named.values(), self.course.clip)
-
-    def _check_finite(self, loss: float, norm: float, window: Window) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        ids = list(dict.fromkeys(piece.id for micro in window for piece in micro))
-        raise TrainingError(
-            f"the {'gradient' if math.isfinite(loss) else 'loss'} is not finite at step {self.state.step + 1}; "
-            f"read in it: {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}",
-            value={"loss": loss, "grad_norm": norm},
-            cure="lower learning_rate, lengthen warmup, or set precision: fp32",
-        )
 
     def report(self, total: int) -> None:
         """Say how far training is, unless that was said or nothing has been trained since a resume."""
