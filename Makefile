@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup check test demo bench bench-training seedling clean
+.PHONY: setup check test demo bench bench-training torture seedling clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,11 @@ bench: setup bench-training
 bench-training: setup
 	$(BIN)/python -m benchmarks.peers.install
 	$(BIN)/python -m benchmarks.training
+
+# Every kind of fault, hundreds of each, and what survived: about an hour; then what checkpoints cost, on a quiet machine.
+torture: setup
+	$(BIN)/python -m benchmarks.torture
+	$(BIN)/python -m benchmarks.torture cost
 
 seedling: setup
 	$(BIN)/python -m tools.seedling
