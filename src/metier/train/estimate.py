@@ -14,7 +14,7 @@ from metier.core.errors import InputError
 from metier.core.machine import Estimate, Machine
 from metier.core.stage import Source
 from metier.models.builtin import CONFIG, base_link, follow, is_adapter, read_json
-from metier.train.costs import QUANTIZED_BYTES, WHOLE, cache_bytes, disk, memory, seconds
+from metier.train.costs import BASE, QUANTIZED_BYTES, WHOLE, cache_bytes, disk, memory, seconds
 from metier.train.methods import LoraMethod
 from metier.train.reading import model_folder, reading_of
 from metier.train.sizes import SHORT_TYPES_FROM, Job, Reading, Shape, Type
@@ -201,6 +201,31 @@ def changes(job: Job, reading: Reading) -> Iterator[tuple[str, Job, Reading]]:
     yield "method: {lora: {r: 16}} (trains an adapter instead)", adapted, reading
     yield "method: {lora: {r: 16}} with micro_batch: 256", adapted, small
     yield "method: {lora: {r: 16}} with quantize: 4bit and micro_batch: 256", replace(adapted, quantize="4bit"), small
+
+
+LESS = 0.9
+"""What a change may need of the memory that ran out, to be worth a try."""
+
+
+def cheaper(stage: "Training", sources: Mapping[str, Source], machine: Machine) -> str:
+    """What to do where memory ran out on one sample: the three cheapest changes that would take clearly less."""
+    shorter = f"a smaller {stage.length_field} (longer ones are cut)"
+    found = described(stage, sources, machine)
+    if found is None:
+        return f"gradient_checkpointing: true; or {shorter}; or method: {{lora: {{r: 16}}}}"
+    job, reading = found
+    reading = with_micro(reading, min(reading.micro, stage.length(job.shape.context)))
+    needed = _needed(job, reading) - BASE
+    enough: list[str] = []
+    for text, other, read in changes(job, reading):
+        plain = text.replace(" with micro_batch: 256", "").replace(" and micro_batch: 256", "")
+        same = plain.startswith(("gradient_checkpointing: true", "micro_batch"))
+        if plain.startswith("micro_batch") or (same and any("gradient_checkpointing" in one for one in enough)):
+            continue
+        if plain not in enough and _needed(other, read) - BASE <= LESS * needed:
+            enough.append(plain)
+    enough.insert(min(2, len(enough)), shorter)
+    return "; or ".join(enough[:3])
 
 
 def _needed(job: Job, reading: Reading) -> float:

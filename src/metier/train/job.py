@@ -30,7 +30,7 @@ from metier.models.stream import Convert, convert_, load_converted
 from metier.text.artifacts import write_json, write_jsonl
 from metier.train.batches import Batches, Ids, digest_of, micros, shared_prefix, size_of
 from metier.train.checkpoint import Checkpoints
-from metier.train.estimate import check_memory, learned, micro_tokens
+from metier.train.estimate import cheaper, check_memory, learned, micro_tokens
 from metier.train.forward import Forward, check_exact, frozen_blocks
 from metier.train.int8 import Int8Linear
 from metier.train.loop import Course, State, Watch, fit
@@ -38,6 +38,7 @@ from metier.train.material import Material
 from metier.train.methods import FreezeMethod, LoraMethod, Quantize, apply, name_of
 from metier.train.precision import Precision, best_device, choose, gemm_peak
 from metier.train.prefix_cache import ROW, Kind, PrefixCache, decide, layout_of, room_for
+from metier.train.scarce import MemoryRanOut, ran_out
 from metier.train.schedule import DECAY
 from metier.train.stage import Training, context_of, plain_config
 
@@ -58,7 +59,23 @@ class Chosen:
 
 
 def train(stage: Training, ctx: Context) -> Mapping[str, float]:
-    """Run the stage: its model folder goes to `ctx.out`. Returns the headline metrics."""
+    """Run the stage: its model folder goes to `ctx.out`. Returns the headline metrics.
+
+    Raises MemoryRanOut, with what would take less, where it did for one sample or before any was read.
+    """
+    try:
+        return _train(stage, ctx)
+    except MemoryRanOut as error:
+        error.cure = cheaper(stage, ctx.sources, machine_for(choose_once(stage, ctx).precision))
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        cure = cheaper(stage, ctx.sources, Machine.here())
+        raise MemoryRanOut("memory ran out beside the samples", value=str(error), cure=cure) from error
+
+
+def _train(stage: Training, ctx: Context) -> Mapping[str, float]:
     watch = Stopwatch()
     folder = ctx.source(stage.model).path
     stage.check_machine()
@@ -367,7 +384,7 @@ def _write_measured(
             "peak_rss_bytes": peak,
             "precision": chosen.precision.name,
             "precision_because": chosen.precision.why,
-            "micro_tokens": chosen.micro_tokens,
+            "micro_tokens": chosen.micro_tokens if state.micro_tokens is None else state.micro_tokens,
             "device": str(chosen.precision.device),
             "threads": torch.get_num_threads(),
         },

@@ -7,6 +7,8 @@ few of them training goes back some steps and on at half the learning rate, and 
 Dropout is seeded by (seed, step, micro-step) and the data's order by (seed, epoch), so a resumed run ends with the bits
 of an uninterrupted one, and so does a second run on the same machine with as many threads.
 
+Where memory runs out, the window is done again in micro-steps of half the tokens: the same samples, the same gradient.
+
 In fp16 the loss is scaled up so that small gradients survive. A window whose gradients overflow is done again at half
 the scale; nothing is skipped for that. The scale doubles after GROWTH steps without one.
 
@@ -18,11 +20,12 @@ import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import torch
@@ -36,10 +39,13 @@ from metier.train.forward import Forward
 from metier.train.mishaps import RECENT, SLOWER, Mishap, back_to, follows, hopeless, judge, limit, mishap, names
 from metier.train.optimizers import Kind, Optimizers
 from metier.train.precision import Precision, gemm_peak
+from metier.train.scarce import Foresight, MemoryRanOut, narrowed, ran_out
 from metier.train.schedule import DECAY, Shape, share_of_peak
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+T = TypeVar("T")
 
 FIRST_SCALE = 2.0**16
 """What fp16 losses are multiplied by at first; torch's own choice, like GROWTH."""
@@ -100,6 +106,7 @@ class State:
     dev_since_best: dev losses measured since that. seconds: of training, dev losses not included. scale: what losses
     are multiplied by (fp16), steady: steps since it last changed. mishaps: windows that were left out. slower_from: the
     step that training went back to and since when the learning rate is halved; known: the mishaps that led there.
+    micro_tokens: the most that memory has room for at once, where it ran out.
     """
 
     step: int = 0
@@ -117,6 +124,7 @@ class State:
     mishaps: list[Mishap] = field(default_factory=list)
     slower_from: int | None = None
     known: int = 0
+    micro_tokens: int | None = None
 
     @property
     def losses(self) -> list[float]:
@@ -146,7 +154,8 @@ def fit(
     model: a plain transformers model, perhaps with adapter layers inside (not the PeftModel around it), whose trained
     parameters are float32. forward: of that model.
 
-    Raises TrainingError where losses or gradients stay bad; Interrupted, with the state kept, when asked to stop.
+    Raises TrainingError where losses or gradients stay bad, or one sample needs too much memory; Interrupted, with the
+    state kept, when asked to stop.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = Optimizers(
@@ -210,6 +219,8 @@ class _Loop:
     check_stop: Callable[[], None]
     state: State = field(default_factory=State)
     best: dict[str, Tensor] = field(default_factory=dict)
+    foresight: Foresight = field(default_factory=Foresight)
+    _micro: Micro = ()
     _windows: tuple[int, list[Window]] = (-1, [])
     _last: Window = ()
     _since: tuple[int, float] = (0, 0.0)
@@ -345,10 +356,7 @@ class _Loop:
         if not watch.dev or state.last_dev == state.step or not (regular or state.step in (0, total)):
             return
         self.model.eval()
-        sums = []
-        for micro in watch.dev:
-            self.check_stop()
-            sums.append(self.forward.summed_loss(micro))
+        sums = [self._fitting((micro,), self._summed) for micro in watch.dev]
         self.model.train()
         mean = torch.stack(sums).sum().item() / sum(targets_of(micro) for micro in watch.dev)
         if not math.isfinite(mean):
@@ -438,15 +446,8 @@ class _Loop:
     def _gradients(self, window: Window) -> tuple[float, float]:
         """Leave the window's gradients, clipped, in the parameters. Returns its mean loss and their norm before."""
         state = self.state
-        weight = sum(weight_of(micro) for micro in window)
         while True:
-            self.optimizers.zero_grad()  # also what a stop amid the window left
-            sums = []
-            for index, micro in enumerate(window):
-                self.check_stop()
-                torch.manual_seed(_mix(self.course.seed, state.step, index))
-                sums.append(self.forward.backward(micro, scale=state.scale / weight))
-            loss, norm = torch.stack([torch.stack(sums).sum() / weight, self._clipped()]).tolist()
+            loss, norm = self._fitting(window, self._backward)
             state.steady += 1
             if math.isfinite(norm) or not math.isfinite(loss) or state.scale <= 1:
                 break
@@ -454,6 +455,54 @@ class _Loop:
         if self.precision.scaler and state.steady >= GROWTH:
             state.scale, state.steady = state.scale * 2, 0
         return loss, norm
+
+    def _backward(self, window: Window) -> tuple[float, float]:
+        weight = sum(weight_of(micro) for micro in window)
+        self.optimizers.zero_grad()  # also what a stop amid the window left
+        sums = []
+        for index, self._micro in enumerate(window):
+            self.check_stop()
+            torch.manual_seed(_mix(self.course.seed, self.state.step, index))
+            with self.foresight.of(self._micro) if self.precision.device.type == "cpu" else nullcontext():
+                sums.append(self.forward.backward(self._micro, scale=self.state.scale / weight))
+        self._micro = ()
+        loss, norm = torch.stack([torch.stack(sums).sum() / weight, self._clipped()]).tolist()
+        return loss, norm
+
+    def _summed(self, window: Window) -> Tensor:
+        sums = []
+        for self._micro in window:
+            self.check_stop()
+            sums.append(self.forward.summed_loss(self._micro))
+        self._micro = ()
+        return torch.stack(sums).sum()
+
+    def _fitting(self, window: Window, work: Callable[[Window], T]) -> T:
+        """`work` on the window; where memory runs out, on the same pieces in smaller micro-steps, from then on too."""
+        while True:
+            try:
+                return work(narrowed(window, self.state.micro_tokens))
+            except (MemoryError, RuntimeError) as error:
+                if not ran_out(error) or not self._micro:
+                    raise
+                said = str(error) or type(error).__name__
+            self._narrow(said)  # out here what the failed attempt held is free
+
+    def _narrow(self, said: str) -> None:
+        micro, self._micro = self._micro, ()
+        self.optimizers.zero_grad()
+        if self.precision.device.type == "cuda":
+            torch.cuda.empty_cache()
+        size = size_of(micro)
+        if len(micro) < 2:
+            raise MemoryRanOut(
+                f"memory ran out at step {self.state.step + 1}, on one sample ({micro[0].id})", value=said
+            )
+        self.state.micro_tokens = size // 2
+        self.events.warning(
+            f"memory ran out in a micro-step of {size} tokens: they have at most {size // 2} from here on; each step "
+            "has the same samples and gradients as before"
+        )
 
     def _clipped(self) -> Tensor:
         """The norm of all gradients, which lose the loss's scale and are made smaller to `clip` where it is larger."""
