@@ -5,11 +5,11 @@ files are read by `metier.data.readers`. Lists are held in memory: a corpus of 1
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from metier.core.disk import whole, write_whole
 from metier.core.errors import DataError, StoreError, nearest
 from metier.text.nouns import Answer, Conversation, Document, Message, Question
 
@@ -21,16 +21,11 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     Keys keep the order in which the row holds them. Raises ValueError for NaN and infinity.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
-    try:
-        with aside.open("w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-                count += 1
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with whole(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
     return count
 
 
@@ -48,8 +43,8 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write one JSON value, indented, with a newline at the end."""
-    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    """Write one JSON value, indented, with a newline at the end, so that the file is the old one or the new one."""
+    write_whole(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
 
 def about(folder: Path) -> Row:
