@@ -28,7 +28,7 @@ import metier.evaluate.reading
 import metier.export.merge
 import metier.models.adapter
 import metier.synthesize.speaking
-import metier.train.job  # noqa: F401
+import metier.train.job
 from metier.cli.stopping import StopFlag
 from metier.core.errors import MetierError
 from metier.core.events import Event, Listener
@@ -185,6 +185,7 @@ def go(
                 os.write(log, b'{"event": "saved", "step": ""}\n')
 
     job.Checkpoints = Often  # type: ignore[misc]
+    metier.evaluate.answering.EVERY_SECONDS = 0.0  # answers are kept after every token's round
     before()
     try:
         with flag or StopFlag() as stop:
