@@ -27,7 +27,7 @@ KILLED = (
     "test_a_process_that_is_killed_loses_nothing_and_repeats_nothing",
 )
 PROOFS = {
-    "tests of metrics against their reference libraries, 200 cases, 1e-6": ("tests/evaluate/test_metrics.py", METRICS),
+    "tests of metrics against their reference libraries, 200 cases, 1e-6": ("tests/measure/test_metrics.py", METRICS),
     "tests of a leaderboard cut at every item, and by SIGKILL: the same bytes, none repeated": (
         "tests/evaluate/test_answering.py",
         KILLED,

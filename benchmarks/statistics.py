@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.rows import Row, write
-from metier.evaluate import statistics as st
+from metier.measure import statistics as st
 
 Floats = npt.NDArray[np.float64]
 SIZES = (50, 200, 500)

@@ -12,8 +12,8 @@ from metier.engine.remote import Endpoint
 from metier.evaluate.choose import Choose
 from metier.evaluate.exposure import ExposureGate
 from metier.evaluate.harness import Harness
-from metier.evaluate.metrics import METRICS, BertScore, ModelMetric, Semantic
 from metier.evaluate.stage import Answer, Perplexity, Score
+from metier.measure.metrics import METRICS, BertScore, ModelMetric, Semantic
 from metier.report.partial import FILE as PARTIAL
 from metier.track import TRACKERS
 from metier.track.tracker import TRAINING

@@ -11,8 +11,8 @@ import fakes
 from metier.cli.check import check_recipe
 from metier.cli.plan import show_plan
 from metier.core.store import Store
-from metier.evaluate import statistics
-from metier.evaluate.detectable import RIGHT_OR_WRONG, SCORES, detectable, smallest
+from metier.measure import statistics
+from metier.measure.detectable import RIGHT_OR_WRONG, SCORES, detectable, smallest
 from metier.pipeline import run
 from metier.recipe import load_recipe
 

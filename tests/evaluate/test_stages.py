@@ -16,9 +16,9 @@ from metier.core.errors import DataError, Interrupted, MetierError, MissingExtra
 from metier.core.events import Events
 from metier.core.stage import Context, Source, Stage, references
 from metier.evaluate import answering, metrics, reading
-from metier.evaluate.metrics import METRICS
 from metier.evaluate.stage import Answer, MetricName, Perplexity, Score
-from metier.evaluate.statistics import mean_interval
+from metier.measure.metrics import METRICS
+from metier.measure.statistics import mean_interval
 from metier.text.artifacts import write_jsonl
 
 Rows = list[dict[str, Any]]

@@ -184,9 +184,9 @@ def compared(ablation: Ablation, artifacts: Mapping[str, Artifact]) -> Row:
 
 def _of_answers(recipe: Recipe, pair: Pair, artifacts: Mapping[str, Artifact], title: str) -> list[Any]:
     """The columns of both contenders' answers to the questions that both were asked."""
-    from metier.evaluate.metrics import metric
     from metier.evaluate.scoring import clusters, exposed, item_rows, read_all
     from metier.evaluate.table import ALL, answer_columns
+    from metier.measure.metrics import metric
 
     full, other = (artifacts[step].files for step in (pair.step, pair.asked))
     left = list(read_all(full).values())[_place(recipe, pair.step, pair.contender)]

@@ -8,9 +8,9 @@ import typer
 from metier.cli.wording import table
 from metier.core.errors import InputError
 from metier.evaluate.choose import Choose
-from metier.evaluate.detectable import Detectable, detectable
-from metier.evaluate.metrics import METRICS
 from metier.evaluate.stage import Answer, Score
+from metier.measure.detectable import Detectable, detectable
+from metier.measure.metrics import METRICS
 from metier.pipeline import Planned
 
 HEAD = ("step", "questions", "right or wrong", "scores from 0 to 1", "corrected")

@@ -13,7 +13,7 @@ from typing import Any
 from metier.core.errors import DataError, nearest
 from metier.core.stage import stop_if_asked
 from metier.evaluate.exposure import FILE
-from metier.evaluate.metrics import Answered, Metric
+from metier.measure.metrics import Answered, Metric
 from metier.text.artifacts import read_answers, read_asked
 from metier.text.nouns import Question
 

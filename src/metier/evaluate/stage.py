@@ -15,8 +15,6 @@ from metier.engine.interface import Asking
 from metier.engine.remote import Endpoint, RemoteEngine
 from metier.evaluate.exposure import ExposureGate, expose, refuse_early, settle, ticker
 from metier.evaluate.items import is_choices
-from metier.evaluate.metrics import METRICS, ModelMetric, cure_for, metric, require
-from metier.evaluate.metrics import Metric as Measured
 from metier.evaluate.scoring import (
     SHOWN,
     baseline,
@@ -30,6 +28,8 @@ from metier.evaluate.scoring import (
 )
 from metier.evaluate.trivial import NAMES as BASELINES
 from metier.evaluate.trivial import Baseline, copies, nearest_answers
+from metier.measure.metrics import METRICS, ModelMetric, cure_for, metric, require
+from metier.measure.metrics import Metric as Measured
 from metier.text.artifacts import answers_path, read_asked, read_documents, read_questions, write_json, write_jsonl
 from metier.text.nouns import Document, Question
 

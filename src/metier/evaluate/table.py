@@ -13,9 +13,9 @@ import numpy as np
 
 from metier.core.errors import DataError
 from metier.core.stage import stop_if_asked
-from metier.evaluate.figures import Figure
-from metier.evaluate.metrics import Answered, Metric
-from metier.evaluate.statistics import (
+from metier.measure.figures import Figure
+from metier.measure.metrics import Answered, Metric
+from metier.measure.statistics import (
     Comparison,
     Interval,
     compare,

@@ -135,7 +135,7 @@ def _matrix(run: Run, board: Board, row: Row) -> Matrix:
 
 
 def _reliability(run: Run, board: Board, row: Row) -> Figure:
-    from metier.evaluate.statistics import wilson
+    from metier.measure.statistics import wilson
 
     name = str(row["contender"])
     bins: list[tuple[float, float, int, float | None, float | None]] = []

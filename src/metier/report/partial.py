@@ -45,7 +45,7 @@ class Follower:
 
     def look(self, questions: Mapping[str, Question], names: Sequence[str]) -> None:
         """Take in the lines that were finished since the last look; a file that was begun again is read again."""
-        from metier.evaluate.metrics import METRICS, Answered
+        from metier.measure.metrics import METRICS, Answered
 
         with self.path.open("rb") as file:
             inode = self.path.stat().st_ino
@@ -121,7 +121,7 @@ class PartialBoard:
 
     def _metrics(self, name: str, questions: Mapping[str, Question]) -> tuple[str, ...]:
         """What the recipe's score steps measure of these answers, as far as it is cheap."""
-        from metier.evaluate.metrics import METRICS
+        from metier.measure.metrics import METRICS
 
         listed = [
             metric
@@ -172,8 +172,8 @@ class PartialBoard:
         }
 
     def _row(self, step: _Step, name: str, follower: Follower, common: Sequence[str]) -> Row:
-        from metier.evaluate.metrics import METRICS
-        from metier.evaluate.statistics import mean_interval
+        from metier.measure.metrics import METRICS
+        from metier.measure.statistics import mean_interval
 
         scores = []
         for metric in step.metrics:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from metier.core.errors import ModelError
 from metier.core.stage import Config, ModelRef, stop_if_asked
-from metier.evaluate.metrics.interface import Answered, Metric
+from metier.measure.metrics.interface import Answered, Metric
 from metier.models.builtin import CONFIG, read_json
 
 BATCH = 32

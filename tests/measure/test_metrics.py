@@ -14,9 +14,9 @@ import pytest
 
 from metier.core.errors import InputError, MissingExtra
 from metier.evaluate import metrics
-from metier.evaluate.metrics import METRICS, Answered, ModelMetric, metric, require
-from metier.evaluate.metrics.form import length_ratio
-from metier.evaluate.metrics.words import common_subsequence, exact_match, normalize, rouge_l, rouge_n, token_f1
+from metier.measure.metrics import METRICS, Answered, ModelMetric, metric, require
+from metier.measure.metrics.form import length_ratio
+from metier.measure.metrics.words import common_subsequence, exact_match, normalize, rouge_l, rouge_n, token_f1
 from metier.text.nouns import Answer, Message, Question
 
 SUBJECTS = ["The otter", "A narwhal", "An old crab's shell", "It", "Kelp-forest fish", "Der Bär", "Ёжик", "The patient"]

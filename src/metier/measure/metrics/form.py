@@ -6,8 +6,8 @@ precision, a model that never stops repeats itself). Imports nothing heavy.
 
 from collections.abc import Callable, Sequence
 
-from metier.evaluate.metrics.interface import Answered
-from metier.evaluate.metrics.words import ngrams, words
+from metier.measure.metrics.interface import Answered
+from metier.measure.metrics.words import ngrams, words
 
 REPEATED = 4
 """Length of the runs of words whose repetition is counted."""

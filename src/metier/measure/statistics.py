@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
-from metier.evaluate.figures import Figure, Floats, Statistic
+from metier.measure.figures import Figure, Floats, Statistic
 
 Verdict = Literal["better", "worse", "no evidence of a difference"]
 

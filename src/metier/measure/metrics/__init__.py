@@ -18,9 +18,9 @@ from pydantic import model_validator
 
 from metier.core.errors import InputError, MissingExtra, nearest
 from metier.core.stage import Config
-from metier.evaluate.metrics import form, overlap, similarity, words
-from metier.evaluate.metrics.interface import Answered, Measure, Metric, Whole, each, pairs
-from metier.evaluate.metrics.similarity import BertScore, Semantic
+from metier.measure.metrics import form, overlap, similarity, words
+from metier.measure.metrics.interface import Answered, Measure, Metric, Whole, each, pairs
+from metier.measure.metrics.similarity import BertScore, Semantic
 
 __all__ = ["METRICS", "Answered", "Measure", "Metric", "ModelMetric", "Whole", "cure_for", "known", "metric", "require"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from metier.text.nouns import Answer, Question
 
 if TYPE_CHECKING:
-    from metier.evaluate.figures import Figure
+    from metier.measure.figures import Figure
 
 
 @dataclass(frozen=True)

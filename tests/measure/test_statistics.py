@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from metier.evaluate import statistics as st
-from metier.evaluate.figures import Figure
+from metier.measure import statistics as st
+from metier.measure.figures import Figure
 
 RNG = np.random.default_rng
 

@@ -7,8 +7,8 @@ stands beside the mean. Needs the extra `eval`. Costs about 50 microseconds an a
 from collections.abc import Sequence
 from typing import Any
 
-from metier.evaluate.figures import Figure, Floats
-from metier.evaluate.metrics.interface import Answered
+from metier.measure.figures import Figure, Floats
+from metier.measure.metrics.interface import Answered
 
 ORDERS = 4
 """BLEU looks at runs of one to four words."""
