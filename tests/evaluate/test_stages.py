@@ -15,8 +15,9 @@ from tests.fakes import CONTEXT, save_tiny
 from metier.core.errors import DataError, Interrupted, MetierError, MissingExtra, ModelError, RecipeError
 from metier.core.events import Events
 from metier.core.stage import Context, Source, Stage, references
-from metier.evaluate import answering, metrics, reading
+from metier.evaluate import answering, reading
 from metier.evaluate.stage import Answer, MetricName, Perplexity, Score
+from metier.measure import metrics
 from metier.measure.metrics import METRICS
 from metier.measure.statistics import mean_interval
 from metier.text.artifacts import write_jsonl
