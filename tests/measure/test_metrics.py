@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from metier.core.errors import InputError, MissingExtra
-from metier.evaluate import metrics
+from metier.measure import metrics
 from metier.measure.metrics import METRICS, Answered, ModelMetric, metric, require
 from metier.measure.metrics.form import length_ratio
 from metier.measure.metrics.words import common_subsequence, exact_match, normalize, rouge_l, rouge_n, token_f1
