@@ -18,9 +18,10 @@ import yaml
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data import DataModule
 from litgpt.data.base import get_sft_collate_fn
-from measure import LEARNING_RATE, Clock, Job, begin, end
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
+
+from measure import LEARNING_RATE, Clock, Job, begin, end
 
 CONVERT = """
 import sys

@@ -10,6 +10,7 @@ from typing import Any
 os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
 
 from datasets import Dataset, DatasetDict
+
 from measure import IGNORED, Job, begin, end
 
 CUTOFF = 1024

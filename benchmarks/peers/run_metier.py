@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import IGNORED, LEARNING_RATE, begin, end
 
+from measure import IGNORED, LEARNING_RATE, begin, end
 from metier.core.events import Event, Events
 from metier.models.shape import cast_, input_embeddings
 from metier.train.batches import Batches, Piece, shared_prefix, size_of

@@ -5,9 +5,10 @@ Runs in TRL's environment. settings: any of TrainingArguments'.
 
 import torch
 from datasets import Dataset
-from measure import begin, end
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
+
+from measure import begin, end
 
 ROW = 512
 

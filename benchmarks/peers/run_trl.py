@@ -1,9 +1,10 @@
 """TRL's SFTTrainer with PEFT's LoRA on labelled token ids. settings: any of SFTConfig's."""
 
 from datasets import Dataset
-from measure import begin, end
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
+
+from measure import begin, end
 
 
 def main() -> None:
