@@ -7,6 +7,7 @@ from metier.evaluate.harness import Harness
 from metier.evaluate.stage import Answer, Perplexity, Score
 from metier.export.stage import Merge
 from metier.synthesize.stage import Recall, Rehearse
+from metier.synthesize.synthesis import Synthesize
 from metier.train.stage import Pretrain, Tune
 
 STAGES: tuple[type[Stage], ...] = (
@@ -14,6 +15,7 @@ STAGES: tuple[type[Stage], ...] = (
     Examples,
     Recall,
     Rehearse,
+    Synthesize,
     Pretrain,
     Tune,
     Merge,
