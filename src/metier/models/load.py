@@ -10,8 +10,9 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -300,6 +301,34 @@ def from_weights(folder: Path, config: "PretrainedConfig", weights: Mapping[str,
             cure="check that config.json belongs to these weights",
         ) from error
     check_report(folder, report)
+    made: PreTrainedModel = model.eval()
+    return made
+
+
+def load_gguf(path: Path, config: "PretrainedConfig") -> "PreTrainedModel":
+    """The model in a GGUF file, its weights as float32, in evaluation mode. Raises ModelError where they do not fit.
+
+    config: what the file's header says; transformers reads headers of some architectures wrongly.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    try:
+        with quiet(), redirect_stderr(StringIO()):  # its progress bar knows no other way to be still
+            model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                str(path.parent),
+                gguf_file=path.name,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError, NotImplementedError, ImportError) as error:
+        raise ModelError(
+            f"the GGUF file cannot be read ({_first_line(error)})", where=str(path), cure="export the model again"
+        ) from error
+    check_report(path, report)
     made: PreTrainedModel = model.eval()
     return made
 
