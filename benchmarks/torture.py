@@ -69,6 +69,7 @@ class Torture:
         code = preload(self.world, first := self.fresh())
         self.world.log.unlink(missing_ok=True)
         store = self.fresh()
+        self.began = time.time()
         with timed() as took:
             code = code or finish(self.world, store)
         if code != 0:
@@ -107,25 +108,40 @@ class Torture:
 def kills(torture: Torture, count: int) -> Found:
     """SIGKILL, at moments drawn evenly over the run's time; a fifth of them once it is saving."""
     found: Found = Counter()
+    saving = [place for place, event in enumerate(torture.story) if event["event"] == "saving"]
     while sum(found.values()) < count:
         store = torture.fresh()
         pid = start(torture.world, store)
         if sum(found.values()) % 5 == 0:
-            nth = torture.draw.randint(1, sum(event["event"] == "saving" for event in torture.story))
-            _wait_for_saving(torture.world, pid, nth)
+            _wait_for_event(torture.world, pid, torture.draw.choice(saving))
             time.sleep(torture.draw.random() * 0.004)
         else:
-            time.sleep(torture.draw.random() * torture.seconds)
+            _wait_for_moment(torture, pid)
         if not kill(pid):
-            shutil.rmtree(store)
+            shutil.rmtree(store, ignore_errors=True)
             continue
         at = doing(torture.world)
         found[at, torture.survives(store, f"SIGKILL in {at}")] += 1
     return found
 
 
-def _wait_for_saving(world: World, pid: int, nth: int) -> None:
-    while sum(event["event"] == "saving" for event in events(world)) < nth:
+def _wait_for_moment(torture: Torture, pid: int) -> None:
+    """Wait for a moment drawn evenly over the time of the undisturbed run.
+
+    A moment is an event and a while after it, so that a run which is slowed down or paused is met everywhere too.
+    """
+    times = [torture.began, *(event["time"] for event in torture.story if "time" in event)]
+    told = [place for place, event in enumerate(torture.story) if "time" in event]
+    moment = torture.draw.uniform(times[0], times[-1])
+    before = sum(time <= moment for time in times[1:])
+    if before:
+        _wait_for_event(torture.world, pid, told[before - 1])
+    time.sleep(moment - times[before])
+
+
+def _wait_for_event(world: World, pid: int, place: int) -> None:
+    """Wait until the run told its event at this place (from 0), or ended."""
+    while not world.log.exists() or world.log.read_bytes().count(b"\n") <= place:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return
         time.sleep(0.002)
@@ -208,7 +224,7 @@ def starve(nth: int, folder: Path, count: Path | None = None) -> None:
 
 
 def full(torture: Torture, most: int) -> Found:
-    """The disk is full from some write on: each of them, or `most` of them, evenly spaced."""
+    """The disk is full from each write on, or from `most` of them, evenly spaced; and in two other ways."""
     found: Found = Counter()
     count = torture.world.folder / "writes"
     store = torture.fresh()
@@ -219,11 +235,11 @@ def full(torture: Torture, most: int) -> Found:
         code = finish(torture.world, store, before=partial(starve, nth, store))
         found["a write", _starved(torture, store, code, f"write {nth} of {writes} on")] += 1
     largest = max(path.stat().st_size for path in torture.reference.rglob("*") if path.is_file())
-    for size in _spread(2_000 if most > 1 else largest // 2, largest, (most + 1) // 2):
+    for size in _spread(2_000 if most > 1 else largest // 2, largest, (most + 9) // 10):
         store = torture.fresh()
         code = finish(torture.world, store, before=partial(_limit, size))
         found["a file past a size", _starved(torture, store, code, f"files of more than {size} bytes")] += 1
-    return found + _tmpfs(torture, (most + 1) // 2)
+    return found + _tmpfs(torture, (most + 9) // 10)
 
 
 def _spread(low: int, high: int, most: int) -> Iterator[int]:
@@ -478,7 +494,7 @@ def _cost(folder: Path, out: Path) -> int:
 PARTS: dict[str, tuple[Callable[[Torture, int], Found], int, int]] = {
     "kills": (kills, 200, 2),
     "corrupt": (corrupt, 1, 4001),
-    "full": (full, 400, 1),
+    "full": (full, 1000, 1),
     "signals": (signals, 20, 1),
     "races": (races, 50, 1),
     "moved": (moved, 20, 1),
