@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from metier.core.described import descriptions
 from metier.core.stage import Config
 from metier.engine.remote import Endpoint
 from metier.evaluate.choose import Choose
@@ -74,7 +75,7 @@ def table(config: type[Config], without: object) -> str:
             continue
         default = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]
         shown = "required" if default is PydanticUndefined else f"`{json.dumps(to_jsonable_python(default))}`"
-        text = " ".join((field.description or "").split()).replace("|", "\\|")
+        text = " ".join(descriptions(config).get(name, "").split()).replace("|", "\\|")
         lines.append(f"| `{name}` | {shown} | {text} |")
     return "\n".join([*lines, ""])
 

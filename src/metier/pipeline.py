@@ -49,6 +49,11 @@ class Planned:
     identity: Json
     sources: Mapping[str, Source]
 
+    @property
+    def kind(self) -> str:
+        """As the recipe writes it."""
+        return _kind(self.stage)
+
 
 @dataclass(frozen=True)
 class Result:

@@ -113,8 +113,12 @@ def schema(catalogue: Catalogue | None = None) -> dict[str, Any]:
     """JSON Schema (2020-12) of a recipe, for editors: a step is told apart by its `kind`."""
     from pydantic.json_schema import models_json_schema
 
+    from metier.core.described import DescribedSchema
+
     stages = catalogue if catalogue is not None else _every_stage()
-    refs, definitions = models_json_schema([(cls, "validation") for cls in stages.values()])
+    refs, definitions = models_json_schema(
+        [(cls, "validation") for cls in stages.values()], schema_generator=DescribedSchema
+    )
     for cls in stages.values():
         _require_kind(definitions["$defs"], refs[(cls, "validation")]["$ref"])
     named = {kind: refs[(cls, "validation")]["$ref"] for kind, cls in stages.items()}
@@ -354,20 +358,20 @@ def _link_step(
     ref: Reference, artifact: str, steps: Mapping[str, Stage], stages: Catalogue, *, other: str = ""
 ) -> Link:
     fitting = [name for name, stage in steps.items() if stage.produces in (artifact, other)]
+    made = steps[ref.value].produces if ref.value in steps else None
+    if made in (artifact, other):
+        return Link(ref, step=ref.value)
     makers = " or ".join(kind for kind, cls in stages.items() if cls.produces == artifact)
     cure = f"steps that make {artifact}: {', '.join(fitting)}" if fitting else f"add a step of kind {makers}"
-    if ref.value not in steps:
+    if made is None:
         guess = nearest(ref.value, fitting)
         raise RecipeError(
             "there is no step of that name",
             value=ref.value,
             cure=guess if guess.startswith("did you mean") else cure,
         )
-    made = steps[ref.value].produces
-    if made not in (artifact, other):
-        what = f"a step that makes {artifact} is needed here, and {ref.value!r} makes {made}"
-        raise RecipeError(what, value=ref.value, cure=cure)
-    return Link(ref, step=ref.value)
+    what = f"a step that makes {artifact} is needed here, and {ref.value!r} makes {made}"
+    raise RecipeError(what, value=ref.value, cure=cure)
 
 
 def _ambiguous(name: str, links: Sequence[Link], places: Mapping[Where, str]) -> Iterator[RecipeError]:

@@ -1,30 +1,45 @@
-"""The catalogue: every stage that a recipe can name, in pipeline order. Imports no torch: stages do, when they run."""
+"""The catalogue: every stage that a recipe can name, in pipeline order. A class is imported when its kind is named."""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
 from metier.core.stage import Stage
-from metier.data.stage import Documents, Examples
-from metier.evaluate.choose import Choose
-from metier.evaluate.harness import Harness
-from metier.evaluate.stage import Answer, Perplexity, Score
-from metier.export.stage import Merge
-from metier.synthesize.stage import Recall, Rehearse
-from metier.synthesize.synthesis import Synthesize
-from metier.train.stage import Pretrain, Tune
 
-STAGES: tuple[type[Stage], ...] = (
-    Documents,
-    Examples,
-    Recall,
-    Rehearse,
-    Synthesize,
-    Pretrain,
-    Tune,
-    Merge,
-    Answer,
-    Choose,
-    Harness,
-    Score,
-    Perplexity,
-)
+STAGES = {
+    "documents": "metier.data.stage:Documents",
+    "examples": "metier.data.stage:Examples",
+    "recall": "metier.synthesize.stage:Recall",
+    "rehearse": "metier.synthesize.stage:Rehearse",
+    "synthesize": "metier.synthesize.synthesis:Synthesize",
+    "pretrain": "metier.train.stage:Pretrain",
+    "tune": "metier.train.stage:Tune",
+    "merge": "metier.export.stage:Merge",
+    "answer": "metier.evaluate.stage:Answer",
+    "choose": "metier.evaluate.choose:Choose",
+    "harness": "metier.evaluate.harness:Harness",
+    "score": "metier.evaluate.stage:Score",
+    "perplexity": "metier.evaluate.stage:Perplexity",
+}
+"""Kind -> where its class is. `tests/test_stages.py` holds it against the classes that there are."""
 
-CATALOGUE: dict[str, type[Stage]] = {stage.model_fields["kind"].default: stage for stage in STAGES}
+
+class _Catalogue(Mapping[str, type[Stage]]):
+    """Kind -> stage. Building all classes would take longer than all else that `metier plan` does."""
+
+    def __getitem__(self, kind: str) -> type[Stage]:
+        module, _, name = STAGES[kind].partition(":")
+        stage: type[Stage] = getattr(import_module(module), name)
+        return stage
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(STAGES)
+
+    def __len__(self) -> int:
+        return len(STAGES)
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in STAGES
+
+
+CATALOGUE: Mapping[str, type[Stage]] = _Catalogue()
 """Kind -> stage."""

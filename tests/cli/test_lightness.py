@@ -55,3 +55,14 @@ def test_the_stages_import_nothing_heavy():
     code = "import sys, metier.stages; print({'torch', 'transformers', 'numpy', 'scipy'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_plan_imports_only_the_stages_that_its_recipe_names(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "The whale is large."}\n{"text": "The crab is small."}\n')
+    (tmp_path / "recipe.yaml").write_text(
+        "name: few\nsteps:\n  articles: {kind: documents, sources: [{path: a.jsonl}]}\n"
+    )
+    told = 'sys.stderr.write("rooms:" + ",".join(sorted(n for n in sys.modules if n.endswith(".stage"))))'
+    command = [sys.executable, "-c", SCRIPT + told, "plan", "recipe.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.endswith("rooms:metier.core.stage,metier.data.stage"), done.stderr

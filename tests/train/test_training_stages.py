@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 import fakes
+from metier.core.described import descriptions
 from metier.core.errors import DataError, InputError, Interrupted, ModelError
 from metier.core.events import Events
 from metier.core.fingerprint import file_digest, tree
@@ -263,5 +264,5 @@ def test_the_learning_rate_follows_the_method():
 
 @pytest.mark.parametrize("stage", [Pretrain, Tune])
 def test_every_field_says_what_it_is(stage: type[Training]):
-    assert all(info.description for info in stage.model_fields.values())
+    assert all(descriptions(stage).get(name) for name in stage.model_fields)
     assert any(isinstance(mark, Runtime) for mark in stage.model_fields["log_every"].metadata)

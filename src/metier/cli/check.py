@@ -164,7 +164,7 @@ def _data(
         folders[step.name] = folder
         if is_data(step):
             notes = listening.notes.get(step.name, ())
-            data[step.name] = look(step.name, _kind(step), folder, listening.events(step.name), notes)
+            data[step.name] = look(step.name, step.kind, folder, listening.events(step.name), notes)
     if errors:
         raise together(errors)
     return data, unknown
@@ -195,11 +195,7 @@ def _row(recipe: Recipe, step: Planned) -> tuple[str, str, str]:
         else:
             others.append(link.reference.value)
     seen = [_files_text(list(files))] if files else []
-    return step.name, _kind(step), ", ".join([*seen, *dict.fromkeys(others)])
-
-
-def _kind(step: Planned) -> str:
-    return str(type(step.stage).model_fields["kind"].default)
+    return step.name, step.kind, ", ".join([*seen, *dict.fromkeys(others)])
 
 
 def _files_text(files: Sequence[Path]) -> str:

@@ -62,8 +62,7 @@ def _estimate_row(name: str, estimate: Estimate) -> tuple[str, str, str, str, st
 
 def _row(step: Planned) -> tuple[str, str, str, str, str]:
     state = "cached" if step.state == "cached" else "will run"
-    kind = str(type(step.stage).model_fields["kind"].default)
-    return step.name, kind, state, seconds_text(step.last_seconds), step.why
+    return step.name, step.kind, state, seconds_text(step.last_seconds), step.why
 
 
 def show_resolved(path: Path, overrides: Sequence[str]) -> None:

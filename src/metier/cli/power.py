@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from metier.cli.wording import table
 from metier.core.errors import InputError
-from metier.evaluate.choose import Choose
-from metier.evaluate.stage import Answer, Score
 from metier.measure.detectable import Detectable, detectable
-from metier.measure.metrics import METRICS
 from metier.pipeline import Planned
+
+if TYPE_CHECKING:
+    from metier.evaluate.stage import Score
 
 HEAD = ("step", "questions", "right or wrong", "scores from 0 to 1", "corrected")
 
@@ -22,6 +23,10 @@ Powers = Sequence[tuple[str, Detectable | None]]
 
 def powers(planned: Sequence[Planned], folders: Mapping[str, Path] | None = None) -> Powers:
     """What the score steps can show. folders: files of data steps that were made aside, by the step's name."""
+    if not any(step.kind == "score" for step in planned):
+        return []
+    from metier.evaluate.stage import Score
+
     steps = {step.name: step for step in planned}
     found: list[tuple[str, Detectable | None]] = []
     for step in planned:
@@ -61,29 +66,47 @@ def print_power(found: Powers) -> None:
 
 def _asked(step: Planned, folders: Mapping[str, Path]) -> int | None:
     """How many questions the step will ask, as far as that is known: the gate may still leave some out."""
+    if step.kind == "answer":
+        from metier.evaluate.stage import Answer
+
+        assert isinstance(step.stage, Answer)
+        return _limited(step.stage.limit, _questions(step.stage.questions, step.stage.split, step, folders))
+    if step.kind != "choose":
+        return None
+    from metier.evaluate.choose import Choose
+
     stage = step.stage
-    if isinstance(stage, Choose) and stage.questions is None:
-        try:
-            count = stage.count(step.sources)
-        except InputError:  # told where the step is checked
-            return None
-    elif isinstance(stage, Answer | Choose) and stage.questions is not None:
-        made = step.sources[stage.questions].paths
-        folder = folders.get(stage.questions) or (made[0] if made else None)
-        path = folder / f"{stage.split}.jsonl" if folder else None
-        if path is None or not path.is_file():
-            return None
-        with path.open("rb") as file:
-            count = sum(1 for _ in file)
-    else:
+    assert isinstance(stage, Choose)
+    if stage.questions is not None:
+        return _limited(stage.limit, _questions(stage.questions, stage.split, step, folders))
+    try:
+        return _limited(stage.limit, stage.count(step.sources))
+    except InputError:  # told where the step is checked
         return None
-    return count if stage.limit is None or count is None else min(count, stage.limit)
 
 
-def _comparisons(score: Score, asking: Planned) -> int | None:
+def _questions(name: str, split: str, step: Planned, folders: Mapping[str, Path]) -> int | None:
+    made = step.sources[name].paths
+    folder = folders.get(name) or (made[0] if made else None)
+    path = folder / f"{split}.jsonl" if folder else None
+    if path is None or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _limited(limit: int | None, count: int | None) -> int | None:
+    return count if limit is None or count is None else min(count, limit)
+
+
+def _comparisons(score: "Score", asking: Planned) -> int | None:
     """How many comparisons the step makes over all questions; None for choices, whose metrics are their own."""
-    if not isinstance(asking.stage, Answer):
+    if asking.kind != "answer":
         return None
+    from metier.evaluate.stage import Answer
+    from metier.measure.metrics import METRICS
+
+    assert isinstance(asking.stage, Answer)
     compared = sum(name not in METRICS or METRICS[name].higher_is_better is not None for name in score.names)
     against = len(score.against or [1])
     return max(1, compared * against * (len(asking.stage.models) - 1))

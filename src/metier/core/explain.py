@@ -12,7 +12,6 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from metier.core.errors import nearest
 from metier.core.fingerprint import Json
@@ -148,8 +147,7 @@ def _no_shape(cls: type[BaseModel], where: Where, value: Json, arms: Mapping[str
 
 
 def _explain(cls: type[BaseModel], raw: _Raw) -> Problem:
-    info = _field(cls, raw.where)
-    about = _about(info)
+    about = _about(cls, raw.where)
     if raw.kind == "extra_forbidden":
         return Problem(raw.where, "unknown key", raw.value, nearest(str(raw.where[-1]), _keys(cls, raw.where[:-1])))
     if raw.kind == "missing":
@@ -180,11 +178,16 @@ def _literals(expected: str) -> list[str]:
     return re.findall(r"'([^']*)'", expected) or [expected]
 
 
-def _about(info: FieldInfo | None) -> str:
+def _about(cls: type[BaseModel], where: Where) -> str:
     """What the string under a field says, and its default."""
-    if info is None:
+    from metier.core.described import descriptions
+
+    model = next((m for m in _models(cls, where[:-1]) if where[-1] in m.model_fields), None) if where else None
+    if model is None:
         return ""
-    text = " ".join((info.description or "").split())
+    name = str(where[-1])
+    info = model.model_fields[name]
+    text = " ".join(descriptions(model).get(name, "").split())
     if not info.is_required() and info.default_factory is None:
         text = f"{text} Default: {json.dumps(info.default, default=str)}.".strip()
     return text
@@ -234,11 +237,3 @@ def _models(cls: type[BaseModel], where: Where) -> list[type[BaseModel]]:
 def _keys(cls: type[BaseModel], where: Where) -> set[str]:
     """The keys known at a path."""
     return {name for model in _models(cls, where) for name in model.model_fields}
-
-
-def _field(cls: type[BaseModel], where: Where) -> FieldInfo | None:
-    """The declaration of the key at a path."""
-    if not where:
-        return None
-    models = _models(cls, where[:-1])
-    return next((m.model_fields[str(where[-1])] for m in models if where[-1] in m.model_fields), None)

@@ -76,9 +76,13 @@ Where = tuple[str | int, ...]
 
 
 class Config(BaseModel):
-    """Base of everything that stands in a recipe: frozen, unknown keys refused, documented by docstrings."""
+    """Base of everything that stands in a recipe: frozen, unknown keys refused, a field documented by what is under it.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    The strings are read by `metier.core.described` and validators built when they are first needed: at start both would
+    cost more than all else.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
