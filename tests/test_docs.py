@@ -9,7 +9,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from metier.core.described import descriptions
 from metier.core.stage import Config
-from metier.engine.remote import Endpoint
+from metier.engine.endpoint import Endpoint
 from metier.evaluate.choose import Choose
 from metier.evaluate.exposure import ExposureGate
 from metier.evaluate.harness import Harness

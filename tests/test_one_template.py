@@ -11,7 +11,7 @@ from metier.cli.chat import Conversation as Talk
 from metier.cli.chat import Settings
 from metier.core.events import Events
 from metier.core.stage import Context, Source
-from metier.evaluate import answering
+from metier.engine import here
 from metier.evaluate.stage import Answer
 from metier.export.merge import merge_model
 from metier.models.load import load
@@ -101,8 +101,8 @@ class House:
             seen.extend(prompts)
             return real(loaded, prompts, **options)
 
-        real = answering.speak
-        monkeypatch.setattr(answering, "speak", speak)
+        real = here.speak
+        monkeypatch.setattr(here, "speak", speak)
         Answer(models=["merged"], questions="data", max_new_tokens=2).run(self.context("answers"))
         return seen[0]
 

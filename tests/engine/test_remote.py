@@ -10,8 +10,9 @@ from tests.evaluate.test_stages import House, answer, conversation, read
 
 from metier.core.errors import EndpointError, InputError, Interrupted, MetierError, RecipeError
 from metier.engine import remote
+from metier.engine.endpoint import Endpoint
 from metier.engine.interface import Asking
-from metier.engine.remote import Endpoint, RemoteEngine
+from metier.engine.remote import RemoteEngine
 from metier.text.nouns import Message
 
 SECRET = "sk-a-very-secret-key"

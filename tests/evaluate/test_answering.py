@@ -17,7 +17,7 @@ from tests.fakes import byte_tokenizer, save_tiny, tiny_llama
 
 from metier.core.errors import DataError, MetierError, StoreError
 from metier.core.stage import Source
-from metier.engine import local
+from metier.engine import here, local
 from metier.evaluate import answering
 from metier.evaluate.stage import Answer, Perplexity
 from metier.evaluate.trivial import COPY, NEAREST, nearest_answers
@@ -74,14 +74,14 @@ def test_a_run_killed_at_any_item_goes_on_to_the_same_bytes(
     monkeypatch.setattr(answering, "load", lambda _folder: loaded)
     monkeypatch.setattr(answering, "EVERY_SECONDS", 0.0)
     asked: list[int] = []
-    speak = answering.speak
+    speak = here.speak
 
     def counted(*given: Any, **named: Any) -> Any:
         for part in speak(*given, **named):
             asked.append(len(part))
             yield part
 
-    monkeypatch.setattr(answering, "speak", counted)
+    monkeypatch.setattr(here, "speak", counted)
     whole, _ = house.run(answer(models=["base"], **options), "whole")
     lines = (house.root / "whole/scratch/answers/base.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) == 10

@@ -13,7 +13,7 @@ Costs the model's size in memory, plus the cache of one batch.
 import gc
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from metier.core.errors import DataError, StoreError
+from metier.core.errors import StoreError
 from metier.core.measure import PeakMemory
 from metier.core.stage import Context
+from metier.engine.endpoint import Endpoint
+from metier.engine.here import LocalEngine
 from metier.engine.interface import Asking, Engine, Said
-from metier.engine.local import answers as speak
-from metier.engine.remote import Endpoint, RemoteEngine
+from metier.engine.remote import RemoteEngine
 from metier.evaluate.trivial import Baseline
-from metier.models.load import Loaded, load
+from metier.models.load import load
 from metier.models.shape import count_parameters
 from metier.text.artifacts import answer_row, answers_path, question_row, write_json, write_jsonl
-from metier.text.chat import encode_prompt
-from metier.text.nouns import Answer, Message, Question
+from metier.text.nouns import Answer, Question
 
 Row = dict[str, Any]
 EVERY_SECONDS = 0.5
@@ -105,17 +105,18 @@ def _ask(
 ) -> None:
     """Let the contender answer what is left, and keep each answer."""
     engine: Engine
+    prompts = [question.messages for question in kept.questions]
     if isinstance(one, Endpoint):
-        engine = RemoteEngine(one, asking)
+        engine = RemoteEngine(one, asking, cache=ctx.cache)
         known: Row = {"name": name, "model": one.model, "kind": "endpoint", "endpoint": one.endpoint}
     else:
         loaded = load(ctx.source(name).path)
-        engine = LocalEngine(ctx, loaded, name, kept.questions, asking)
+        engine = LocalEngine(loaded, asking, name=name, called=lambda i: f"question {kept.questions[i].id}")
+        _warn_of_room(ctx, name, engine.encoded(prompts), loaded.context, asking.max_new_tokens)
         known = {"name": name, "model": name, "kind": "model", "parameters": count_parameters(loaded.model).total}
     write_json(aside := about.with_suffix(".aside"), known)
     aside.replace(about)
     total = len(kept.questions)
-    prompts = [question.messages for question in kept.questions]
     waiting: list[tuple[int, Said]] = []
     last = monotonic()
 
@@ -141,52 +142,6 @@ def _ask(
     finally:
         if waiting:
             keep()
-
-
-class LocalEngine:
-    """Answers with a loaded model."""
-
-    def __init__(self, ctx: Context, loaded: Loaded, name: str, questions: Sequence[Question], asking: Asking) -> None:
-        self._loaded = loaded
-        self._asking = asking
-        self._prompts = _prompts(ctx, loaded, name, questions, asking.max_new_tokens)
-
-    def answers(
-        self,
-        prompts: Sequence[Sequence[Message]],
-        *,
-        done: Collection[int] = (),
-        should_stop: Callable[[], bool] | None = None,
-    ) -> Iterator[list[tuple[int, Said]]]:
-        """As `interface.Engine.answers`, of the questions that it was made for."""
-        assert len(prompts) == len(self._prompts)
-        asking = self._asking
-        for finished in speak(
-            self._loaded,
-            self._prompts,
-            max_new_tokens=asking.max_new_tokens,
-            temperature=asking.temperature,
-            top_p=asking.top_p,
-            seed=asking.seed,
-            batch_size=asking.batch_size,
-            done=done,
-            should_stop=should_stop,
-        ):
-            yield [
-                (
-                    index,
-                    Said(
-                        one.text.strip(),
-                        one.tokens,
-                        one.stopped,
-                        one.seconds,
-                        one.first_token_seconds,
-                        one.per_token_seconds,
-                        len(self._prompts[index]),
-                    ),
-                )
-                for index, one in finished
-            ]
 
 
 class Kept:
@@ -292,27 +247,14 @@ def _trivial(ctx: Context, one: Baseline, questions: Sequence[Question]) -> _Mad
     return _Made({"name": one.name, "model": one.name, "kind": "trivial"}, {"seconds": one.seconds})
 
 
-def _prompts(
-    ctx: Context, loaded: Loaded, name: str, questions: Sequence[Question], max_new_tokens: int
-) -> list[list[int]]:
-    """The questions as the model reads them. Says so where the context leaves answers less than they may have."""
-    prompts = [encode_prompt(loaded.tokenizer, q.messages) for q in questions]
-    short = 0
-    for question, prompt in zip(questions, prompts, strict=True):
-        if len(prompt) >= loaded.context:
-            raise DataError(
-                f"the question fills the {loaded.context} tokens that {name!r} can read",
-                where=f"question {question.id}",
-                value=f"{len(prompt)} tokens",
-                cure="shorten it, or leave that model out",
-            )
-        short += len(prompt) + max_new_tokens > loaded.context
+def _warn_of_room(ctx: Context, name: str, prompts: Sequence[Sequence[int]], context: int, max_new_tokens: int) -> None:
+    """Say so where the context leaves answers less than they may have."""
+    short = sum(len(prompt) + max_new_tokens > context for prompt in prompts)
     if short:
         ctx.events.warning(
             f"{name}: {short} of {len(prompts)} questions leave less than {max_new_tokens} tokens to answer in "
-            f"(context {loaded.context})"
+            f"(context {context})"
         )
-    return prompts
 
 
 def stopper(ctx: Context) -> Callable[[], bool]:

@@ -11,8 +11,9 @@ from pydantic import Field, field_validator
 
 from metier.core.errors import DataError, InputError, RecipeError, nearest
 from metier.core.stage import Context, ModelRef, Needs, Source, Stage
+from metier.engine.endpoint import Endpoint
 from metier.engine.interface import Asking
-from metier.engine.remote import Endpoint, RemoteEngine
+from metier.engine.remote import RemoteEngine
 from metier.evaluate.exposure import ExposureGate, expose, refuse_early, settle, ticker
 from metier.evaluate.items import is_choices
 from metier.evaluate.scoring import (
@@ -114,6 +115,10 @@ class Answer(Stage):
 
     def _check_endpoint(self, one: Endpoint, where: str) -> None:
         """Before anything costs time: the key is there, the server answers, lets us in and has the model."""
+        for name in ("constrain", "choose"):
+            if name in one.model_fields_set:
+                cure = "leave it out: it is for judges and teachers"
+                raise RecipeError("free answers are held to no form", where=f"{where}.{name}", cure=cure)
         try:
             one.check()
             RemoteEngine(one, Asking(self.max_new_tokens)).check()
