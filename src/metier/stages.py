@@ -19,6 +19,7 @@ STAGES = {
     "harness": "metier.evaluate.harness:Harness",
     "score": "metier.evaluate.stage:Score",
     "perplexity": "metier.evaluate.stage:Perplexity",
+    "export": "metier.export.stage:Export",
 }
 """Kind -> where its class is. `tests/test_stages.py` holds it against the classes that there are."""
 

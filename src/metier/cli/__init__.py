@@ -215,6 +215,51 @@ def chat(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="recipe/step, a folder, or a built-in model.")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make.")],
+    gguf: Annotated[
+        list[str] | None,
+        typer.Option("--gguf", metavar="TYPE", help="F32, F16, BF16, Q8_0, Q4_0, Q4_K_M ...; several times."),
+    ] = None,
+    bits: Annotated[
+        list[str] | None, typer.Option("--bits", metavar="KIND", help="int8 or nf4; several times.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the safetensors: float32, bfloat16, float16.")] = "base",
+    scores: Annotated[
+        list[str] | None,
+        typer.Option("--scores", metavar="RECIPE/STEP", help="Scores for the model card; several times."),
+    ] = None,
+    title: Annotated[str, typer.Option("--title", help="The model card's heading.")] = "",
+    description: Annotated[str, typer.Option("--description", help="What the model is for.")] = "",
+    licence: Annotated[str, typer.Option("--licence", help="What it may be used under, such as apache-2.0.")] = "",
+    limit: Annotated[
+        list[str] | None, typer.Option("--limit", help="What it must not be used for; several times.")
+    ] = None,
+    watts: Annotated[float | None, typer.Option("--watts", help="What the training machine draws under load.")] = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="ORG/NAME", help="Upload to the hub too (HF_TOKEN, HF_HUB_OFFLINE=0)."),
+    ] = None,
+    store: StoreFolder = STORE,
+) -> None:
+    """Write a folder that others can use (transformers, llama.cpp, Ollama), proved to be the same model, with a card."""
+    from metier.cli.export import export_folder
+
+    settings = {
+        "gguf": gguf or [],
+        "bits": bits or [],
+        "dtype": dtype,
+        "title": title,
+        "description": description,
+        "licence": licence,
+        "limits": limit or [],
+        "watts": watts,
+    }
+    export_folder(model, out, store, settings, scores=scores or [], push=push)
+
+
+@app.command()
 def convert(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A pickled file of weights: .bin, .pt, .pth, .ckpt.")],
     out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the model is written.")],

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import StringIO
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -331,6 +331,43 @@ def load_gguf(path: Path, config: "PretrainedConfig") -> "PreTrainedModel":
     check_report(path, report)
     made: PreTrainedModel = model.eval()
     return made
+
+
+def load_quantized(
+    folder: Path, kind: Literal["int8", "nf4"] | None, dtype: torch.dtype = torch.float32
+) -> "PreTrainedModel":
+    """The whole model in `folder` with its blocks in 8 or 4 bits, on the CPU; kind None: it is written that way.
+
+    dtype: of all else, and of the products.
+
+    Only for measuring what is exported: `load` refuses such weights, which can be neither trained nor merged.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings: dict[str, dict[str, Any]] = {
+        "int8": {"load_in_8bit": True},
+        "nf4": {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": dtype,
+        },
+    }
+    wanted: dict[str, Any] = {} if kind is None else {"quantization_config": BitsAndBytesConfig(**settings[kind])}
+    try:
+        with quiet():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map={"": "cpu"},
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                **wanted,
+            )
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError) as error:
+        raise ModelError(f"the model cannot be quantised ({_first_line(error)})", where=str(folder)) from error
+    return model.eval()
 
 
 def check_report(folder: Path, report: dict[str, Any]) -> None:
