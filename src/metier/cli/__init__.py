@@ -243,7 +243,7 @@ def export(
     ] = None,
     store: StoreFolder = STORE,
 ) -> None:
-    """Write a folder that others can use (transformers, llama.cpp, Ollama), proved to be the same model, with a card."""
+    """Write a folder for others (transformers, llama.cpp, Ollama), proved to be the same model, with a model card."""
     from metier.cli.export import export_folder
 
     settings = {

@@ -4,7 +4,6 @@ The `export` stage's work without a recipe. Written aside and renamed into place
 the model that it was made from. Refuses a folder that is there already. A stop leaves nothing behind.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -115,6 +115,8 @@ def export_model(
         f"{GGUF}/Modelfile": "for Ollama",
         **{kind: f"for transformers with bitsandbytes, {kind}" for kind in wanted.bits},
     }
+    for path in out.rglob("*.safetensors"):
+        path.chmod(0o644)  # written for one user alone
     files = sizes(out, made)
     shape = Shape(work.kind, work.parameters, work.dtype, work.context, work.chat, files, refused)
     (out / CARD).write_text(card(facts, shape, known, work.rows), encoding="utf-8")

@@ -7,7 +7,7 @@ file. Costs loading the file and reading the prompts one by one.
 import ctypes
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -120,8 +120,8 @@ def _answer(llama: Any, model: Any, ids: Sequence[int], banned: Sequence[int]) -
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """What the library prints goes nowhere: it writes to the process's own streams."""
-    with Path(os.devnull).open("w") as nowhere:
+    """What the library prints goes nowhere: part of it writes to the process's own streams, part through Python."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         kept = os.dup(2), os.dup(1)
         try:
             os.dup2(nowhere.fileno(), 2)
