@@ -14,6 +14,8 @@ from metier.evaluate.choose import Choose
 from metier.evaluate.exposure import ExposureGate
 from metier.evaluate.harness import Harness
 from metier.evaluate.stage import Answer, Perplexity, Score
+from metier.export.combining import Combine, Interpolate, Residual
+from metier.export.stage import Export, Merge
 from metier.measure.metrics import METRICS, BertScore, ModelMetric, Semantic
 from metier.report.partial import FILE as PARTIAL
 from metier.track import TRACKERS
@@ -58,6 +60,13 @@ PARTS: dict[str, Parts] = {
         "`contamination`, where models are asked": (ExposureGate, ()),
         "`{semantic: {...}}` among `metrics`": (Semantic, ()),
         "`{bertscore: {...}}` among `metrics`": (BertScore, ()),
+    },
+    "export.md": {
+        "`export`": (Export, ()),
+        "`merge`": (Merge, ()),
+        "`combine`": (Combine, ()),
+        "`residual`": (Residual, ()),
+        "`interpolate`": (Interpolate, ()),
     },
 }
 """Page -> title of each table -> what has the settings, and those that are told elsewhere."""

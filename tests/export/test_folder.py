@@ -335,3 +335,17 @@ def test_in_llama_cpp(tmp_path: Path) -> None:
         "gguf/model-Q6_K.gguf in llama.cpp",
     ]
     assert made.in_llamacpp[0].difference < 2e-3 * made.in_llamacpp[0].largest
+
+
+def tolerance_rows() -> list[str]:
+    return [
+        f"| {name} | {100 * one.difference:g} % | {100 * one.same_top:g} % | "
+        + (f"{100 * one.greedy:g} % |" if one.greedy else "not asked |")
+        for name, one in TOLERANCES.items()
+    ]
+
+
+def test_the_page_on_export_has_the_tolerances_as_they_are() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "export.md"
+    text = page.read_text(encoding="utf-8")
+    assert [row for row in tolerance_rows() if row not in text] == []

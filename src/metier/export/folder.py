@@ -36,6 +36,7 @@ from metier.models.save import save_model
 from metier.models.shape import cast_, count_parameters
 from metier.text.artifacts import write_json
 from metier.text.chat import stop_ids
+from metier.text.prompts import INPUT_MARK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -234,6 +235,8 @@ class _Work:
         """Write the Modelfile beside the GGUF files. Returns why there is none, where there is none."""
         if not self.wanted.gguf:
             return []
+        if INPUT_MARK.strip() in str(self.tokenizer.chat_template):
+            self.events.warning("Ollama's template writes no input of its own: of `alpaca`, only the form without one")
         parts = parts_of(self.tokenizer)
         if parts is None:
             why = "There is no Modelfile for Ollama: the chat template depends on more than the roles of the messages."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from metier.core.errors import RecipeError, nearest
-from metier.core.stage import Context, ModelRef, Needs, Runtime, Source, Stage
+from metier.core.stage import Context, ModelRef, Needs, Source, Stage
 
 if TYPE_CHECKING:
     from metier.export.card import Facts
@@ -82,7 +82,7 @@ class Export(Stage):
     """The licence that the model may be used under, such as apache-2.0. Left out, the card says that none is stated."""
     limits: list[str] = Field([])
     """What the model must not be used for or cannot do, a sentence each; they come before those that always hold."""
-    watts: Annotated[float | None, Runtime()] = Field(None, gt=0)
+    watts: float | None = Field(None, gt=0)
     """What the machine that trained draws under load, in watts: the card then estimates the energy."""
 
     @field_validator("gguf", "bits", "scores")

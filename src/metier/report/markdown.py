@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from metier.report import sections, wording
 from metier.report.collect import Run
+from metier.report.exports import HEAD, MEANING, TRIED, exports, mixtures
 from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import Outcome, outcome
 from metier.report.samples import Samples, choose
@@ -65,6 +66,7 @@ def as_markdown(run: Run, board: Board) -> str:
     parts += _seen(contamination(run, board))
     parts += _training(run)
     parts += _lineage(run)
+    parts += _exports(run)
     parts.append("## Limits: what this does not show")
     parts.append("\n".join(f"- {plain(limit)}" for limit in sections.limits(run, board)))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -134,6 +136,24 @@ def _blocks(title: str, blocks: Sequence[sections.Block]) -> Iterator[str]:
         ]
         if rows:
             yield table(["Group", "Contender", "Against", "Verdict", "Difference", "p (Holm)", "Detectable"], rows, 4)
+
+
+def _exports(run: Run) -> Iterator[str]:
+    made, mixed = exports(run), mixtures(run)
+    if not made and not mixed:
+        return
+    yield "## Exports and mixtures"
+    for one in mixed:
+        yield f"**{plain(one.step)}**: {plain(one.sentence)}"
+        if one.tries:
+            yield table(TRIED, one.tries, 0)
+    if made:
+        yield plain(MEANING)
+    for exported in made:
+        yield f"### {plain(exported.step)}"
+        yield table(HEAD, exported.forms, 3)
+        yield plain(exported.note)
+        yield table(("File", "Size"), exported.files, 1)
 
 
 def _samples(run: Run, samples: Samples) -> Iterator[str]:

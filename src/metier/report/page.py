@@ -22,6 +22,7 @@ from pydantic_core import to_jsonable_python
 from metier.core.fingerprint import Json
 from metier.report import lineage, sections, wording
 from metier.report.collect import Run, Step
+from metier.report.exports import HEAD, MEANING, TRIED, exports, mixtures
 from metier.report.gallery import LENGTH_BINS, gallery
 from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import outcome
@@ -127,6 +128,9 @@ def render(run: Run, board: Board) -> str:
             versions=_shared(run, "versions"),
             recipe=_recipe(run),
             limits=sections.limits(run, board),
+            exports=exports(run),
+            mixtures=mixtures(run),
+            export_words={"head": HEAD, "meaning": MEANING, "tried": TRIED},
         )
     )
 

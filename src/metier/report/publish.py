@@ -2,6 +2,7 @@
 
     model/                   the standalone model that the run hands over (see `leaderboard.final_model`)
     adapters/<step>/         every adapter, its base named by a link that holds from here
+    exports/<step>/          what was exported; its model card has time and energy of this machine added
     leaderboards_full.json   contenders x metrics x groups, in rank order
     leaderboards_full.csv    the same, a line each, for spreadsheets
     report.html              one file; opens without a network
@@ -47,6 +48,10 @@ def publish(result: Result, recipe: str, out: Path, *, description: str = "") ->
     with FileLock(out.with_name(f".{out.name}.lock")):
         _place(out / "model", [final] if final else [], flat=True)
         _place(out / "adapters", [s for s in run.steps if s.produces == "model" and s.is_adapter], flat=False)
+        exported = [s for s in run.steps if s.kind == "export"]
+        _place(out / "exports", exported, flat=False)
+        for step in exported:
+            _complete_card(step, out / "exports" / step.name / CARD)
         write_whole(out / "leaderboards_full.json", table)
         write_whole(out / "leaderboards_full.csv", sheet)
         write_whole(out / "report.md", document)
@@ -78,12 +83,21 @@ def _place(target: Path, steps: Iterable[Step], *, flat: bool) -> None:
 
 
 def _same(source: Path, copy: Path) -> bool:
-    """Whether `copy` holds what `source` does, by name, size and time. The link to a base differs: it is rewritten."""
+    """Whether `copy` holds what `source` does, by name, size and time. A base's link and a card are rewritten."""
     theirs, ours = tree(source), tree(copy)
-    return theirs.keys() == ours.keys() and all(_mark(theirs[n]) == _mark(ours[n]) for n in theirs if n != BASE)
+    return theirs.keys() == ours.keys() and all(
+        _mark(theirs[n]) == _mark(ours[n]) for n in theirs if n not in (BASE, CARD)
+    )
 
 
-BASE = "base.json"
+BASE, CARD = "base.json", "README.md"
+
+
+def _complete_card(step: Step, card: Path) -> None:
+    """An exported model's card in the store is the same everywhere; here it gets what its own run measured."""
+    measured = step.artifact.measured / "card.md"
+    text = (step.artifact.files / CARD).read_text(encoding="utf-8")
+    write_whole(card, text + ("\n" + measured.read_text(encoding="utf-8") if measured.is_file() else ""))
 
 
 def _mark(path: Path) -> tuple[int, int]:
