@@ -6,8 +6,8 @@
     gguf/model-<type>.gguf      for llama.cpp and Ollama, with gguf/Modelfile
     int8/  nf4/                 for transformers with bitsandbytes
 
-An adapter is merged in float32 first. Every form is compared with the source (see `parity`); where one is past its
-tolerance, MetierError is raised and the caller publishes nothing. Costs the model in float32 twice, and for each form
+An adapter is merged in float32 first. Merged and written, the model is compared with the source, every other form with
+what was written (see `parity`); where one is past its tolerance, MetierError is raised and the caller publishes nothing. Costs the model in float32 twice, and for each form
 writing it and a few short answers.
 """
 
@@ -198,8 +198,10 @@ class _Work:
             cast_(model.parameters(), self.type)
         save_model(model, self.tokenizer, self.out, stop=ends)
         del model, loaded  # so that one model at most is in memory from here on
-        self._add(compare("reloaded", self.dtype, self.seen, see(load(self.out), self.probe), self.probe))
+        seen = see(load(self.out), self.probe)
+        self._add(compare("reloaded", self.dtype, self.seen, seen, self.probe))
         gate(self.rows, str(self.source))
+        self.seen = seen  # all else is made from these files, and is not to answer for their rounding
 
     def _with(self, model: "PreTrainedModel", folder: Path) -> Loaded:
         return Loaded(model, self.tokenizer, folder)
