@@ -186,8 +186,8 @@ def _versus(row: Mapping[str, Any]) -> str:
 
 
 _MEANING = (
-    "Each form was asked the same prompts as the model before export; GGUF files and folders in fewer bits are compared "
-    "with the written safetensors, from which they are made. Logits: the largest difference of any, at every "
+    "Each form was asked the same prompts as the model before export; GGUF files and folders in fewer bits are held "
+    "against the written safetensors, from which they are made. Logits: the largest difference of any, at every "
     "position, beside the largest that passes. First choice: positions that rank the same token first. Greedy: tokens "
     "of the greedy answers that are the same from the start on. Ends: answers that end by themselves, of those that "
     "did before. Ids: every rendered chat has the token ids that the model was trained to answer after."

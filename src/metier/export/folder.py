@@ -7,8 +7,8 @@
     int8/  nf4/                 for transformers with bitsandbytes
 
 An adapter is merged in float32 first. Merged and written, the model is compared with the source, every other form with
-what was written (see `parity`); where one is past its tolerance, MetierError is raised and the caller publishes nothing. Costs the model in float32 twice, and for each form
-writing it and a few short answers.
+what was written (see `parity`); where one is past its tolerance, MetierError is raised and the caller publishes
+nothing. Costs the model in float32 twice, and for each form writing it and a few short answers.
 """
 
 from collections.abc import Callable, Sequence
