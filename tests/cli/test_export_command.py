@@ -40,7 +40,7 @@ def test_it_writes_a_folder_with_a_card_that_is_whole(
     export(model, tmp_path / "out", gguf=["F16"], scores=["quick/scored"], licence="mit", watts=10)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: mit" in card
-    assert "0.4 to 0.6" in card
+    assert "0.400 to 0.600" in card
     assert "## Time and energy" in card
     assert load(tmp_path / "out").model.config.vocab_size == load(model).model.config.vocab_size
     assert (tmp_path / "out" / "gguf" / "model-F16.gguf").is_file()

@@ -253,7 +253,7 @@ SCORES = {
 
 def test_the_card_tells_data_training_scores_energy_and_limits() -> None:
     config = {"sources": [{"path": "/home/somebody/corpus.jsonl"}]}
-    record = {"seconds": 7200.0, "machine": {"cpu": "a processor"}}
+    record = {"seconds": 7200.0, "machine": {"processor": "a processor", "cores": 2}}
     about = {
         "method": "lora",
         "learning_rate": 2e-4,
@@ -274,7 +274,7 @@ def test_the_card_tells_data_training_scores_energy_and_limits() -> None:
         "Knows the &#42;sea&#42;.",
         "| articles | documents | corpus.jsonl | train 1,800 |",
         "| tuned | tune, lora | 0.0002 | 10 | 12,345 | 3.000 to 2.000 |",
-        "| scored | token_f1 | all | 80 | 0.5 | 0.41 to 0.59 | base: +0.3 (0.2 to 0.4), better |",
+        "| scored | token_f1 | all | 80 | 0.500 | 0.410 to 0.590 | base: +0.300 (0.200 to 0.400), better |",
         "- Not for divers.",
         "Not stated by whoever exported it. Those of seedling hold for it too.",
         "````text\na```b\n````",
@@ -285,6 +285,7 @@ def test_the_card_tells_data_training_scores_energy_and_limits() -> None:
     measured = measured_part([], known, 50.0)
     assert "at the 50 W that" in measured
     assert "that is 100 Wh" in measured
+    assert "| tuned | tune | a processor, 2 cores | 7,200.0 |" in measured
     assert "llama.cpp was not installed" in measured
     assert "Energy was not measured" in measured_part([], known, None)
 
@@ -315,7 +316,7 @@ def test_the_stage_writes_the_folder_and_apart_what_this_machine_measured(tmp_pa
     metrics = stage.run(ctx)
     assert metrics["parameters"] == sum(p.numel() for p in tiny_llama().parameters())
     assert metrics["gguf/model-F16.gguf difference"] > 0
-    assert "0.41 to 0.59" in (ctx.out / CARD).read_text()
+    assert "0.410 to 0.590" in (ctx.out / CARD).read_text()
     assert "Time and energy" not in (ctx.out / CARD).read_text()
     assert "Time and energy" in (ctx.measured / "card.md").read_text()
     assert load(ctx.out).model.config.model_type == "llama"

@@ -80,7 +80,7 @@ def test_they_are_read_as_they_were_written(tmp_path: Path) -> None:
     gentle, both, chatty = mixtures(run)
     assert [row[0] for row in gentle.tries] == ["1", "0.5"]
     assert gentle.tries[0][3:] == ("+0.0800 to +0.1200", "past the limit")
-    assert both.sentence == "ties of one 1, two 0.5."
+    assert both.sentence == "TIES of one (1), two (0.5)."
     assert "weight of 0.7" in chatty.sentence
 
 

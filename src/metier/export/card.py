@@ -167,7 +167,7 @@ def _scores(facts: Facts) -> Iterator[str]:
         for row in scores.get("rows") or ():
             if row["contender"] == facts.contender and row["group"] in ("all", "clean"):
                 rows.append(
-                    [step, row["metric"], row["group"], row["n"], _number(row["mean"]), _interval(row), _versus(row)]
+                    [step, row["metric"], row["group"], row["n"], _score(row["mean"]), _interval(row), _versus(row)]
                 )
     if not rows:
         yield "Nothing was scored: this card holds no evidence that the model is good at anything."
@@ -177,11 +177,11 @@ def _scores(facts: Facts) -> Iterator[str]:
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    return MISSING if row.get("low") is None else f"{_number(row['low'])} to {_number(row['high'])}"
+    return MISSING if row.get("low") is None else f"{_score(row['low'])} to {_score(row['high'])}"
 
 
 def _versus(row: Mapping[str, Any]) -> str:
-    said = [f"{v['against']}: {v['difference']:+.3g} ({_interval(v)}), {v['verdict']}" for v in row.get("versus") or ()]
+    said = [f"{v['against']}: {v['difference']:+.3f} ({_interval(v)}), {v['verdict']}" for v in row.get("versus") or ()]
     return "; ".join(said) or MISSING
 
 
@@ -248,10 +248,8 @@ def _energy(known: History, watts: float | None) -> Iterator[str]:
         yield "No record says how long training took, so its energy is not known."
         return
     total = sum(step.seconds for step in steps)
-    rows = [
-        [s.step, s.kind, f"{s.seconds:,.1f}", str((s.record.get("machine") or {}).get("cpu", MISSING))] for s in steps
-    ]
-    yield table(["Step", "Kind", "Seconds", "Processor"], rows, 2)
+    rows = [[s.step, s.kind, _machine(s), f"{s.seconds:,.1f}"] for s in steps]
+    yield table(["Step", "Kind", "Machine", "Seconds"], rows, 3)
     if watts is None:
         yield f"{total:,.1f} s in all. Energy was not measured: nothing here reads a meter, and no power was stated."
     else:
@@ -259,6 +257,11 @@ def _energy(known: History, watts: float | None) -> Iterator[str]:
             f"{total:,.1f} s in all; at the {watts:g} W that whoever exported it states for the machine under load, "
             f"that is {total * watts / 3600:,.3g} Wh. An estimate: no meter was read."
         )
+
+
+def _machine(step: Ancestor) -> str:
+    known = step.record.get("machine") or {}
+    return f"{known.get('processor', MISSING)}, {known.get('cores', MISSING)} cores"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: int = 99) -> str:
@@ -271,6 +274,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: int = 99
 
 def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else MISSING
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def _count(value: object) -> str:

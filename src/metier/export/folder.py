@@ -169,6 +169,8 @@ class _Work:
         self.loaded: Loaded | None = loaded
         self.dtype = str(self.type).removeprefix("torch.")
         self.parameters = 0
+        runs = 2 if llamacpp.is_installed() else 1
+        self.total = 1 + loaded.is_adapter + runs * len(wanted.gguf) + len(wanted.bits)
         self.tokenizer: PreTrainedTokenizerFast = loaded.tokenizer
 
     def _add(self, row: Row, *, here: bool = False) -> None:
@@ -178,7 +180,8 @@ class _Work:
             f"{row.form}: {verdict}; logits differ by at most {row.difference:.1e} of {row.largest:.1f}, the same "
             f"first choice at {row.same_top:.1%} of {row.positions} positions"
         )
-        self.events.progress("forms", len(self.rows) + len(self.in_llamacpp), None, unit="forms")
+        done = len(self.rows) + len(self.in_llamacpp)
+        self.events.progress("compared", done, self.total, unit="forms")
         self.check_stop()
 
     def plain(self) -> None:

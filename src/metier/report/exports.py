@@ -4,11 +4,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from metier.report import wording
 from metier.report.collect import Row, Run, Step
 from metier.report.wording import MISSING
 
-HEAD = ("Form", "Format", "Chat ids", "Logits differ by", "May", "Same first choice", "Greedy answers", "Ends")
+HEAD = ("Form", "Format", "Chat ids", "Logits differ by", "At most", "Same first choice", "Greedy answers", "Ends")
 MEANING = (
     "Every form of an exported model answered the same fixed prompts as the model before. Shown are the largest "
     "difference of any logit and the largest that passes, the share of positions that rank the same token first, the "
@@ -36,6 +35,7 @@ class Mixed:
     tries: tuple[tuple[str, ...], ...]
 
 
+METHODS = {"linear": "The average", "task_arithmetic": "Task arithmetic", "ties": "TIES"}
 TRIED = ("Weight", "Bits per byte", "Above the base", "Interval", "")
 
 
@@ -53,7 +53,7 @@ def _exported(step: Step) -> Exported:
     about = _object(step, "files", "about.json")
     here = _object(step, "measured", "parity.json").get("forms") or ()
     forms = [_form(row) for row in (*(about.get("forms") or ()), *here)]
-    files = tuple((str(name), wording.memory(size)) for name, size in (about.get("files") or {}).items())
+    files = tuple((str(name), _size(size)) for name, size in (about.get("files") or {}).items())
     unseen = not here and any(name.endswith(".gguf") for name, _ in files)
     note = "llama.cpp was not installed: its own computation was not compared." if unseen else ""
     return Exported(step.name, tuple(forms), files, note)
@@ -76,8 +76,9 @@ def _form(row: Row) -> tuple[str, ...]:
 def _mixed(step: Step) -> Mixed:
     about = _object(step, "files", "about.json")
     if step.kind == "combine":
-        shares = ", ".join(f"{name} {weight:.3g}" for name, weight in (about.get("weights") or {}).items())
-        return Mixed(step.name, f"{str(about.get('method', '')).removeprefix('combine, ')} of {shares}.", ())
+        shares = ", ".join(f"{name} ({weight:.3g})" for name, weight in (about.get("weights") or {}).items())
+        method = str(about.get("method", "")).removeprefix("combine, ")
+        return Mixed(step.name, f"{METHODS.get(method, method)} of {shares}.", ())
     if step.kind == "residual":
         return Mixed(step.name, f"The instruction residual, with a weight of {about.get('weight'):g}.", ())
     tries = tuple(_try(row) for row in about.get("tries") or ())
@@ -92,6 +93,10 @@ def _try(row: Row) -> tuple[str, ...]:
     between = MISSING if row.get("low") is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
     word = "kept: within the limit" if row["within"] else "past the limit"
     return f"{row['weight']:g}", f"{row['bits_per_byte']:.4f}", f"{row['rise']:+.4f}", between, word
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _object(step: Step, part: str, name: str) -> dict[str, Any]:
