@@ -12,6 +12,7 @@ from fakes import byte_tokenizer, save_tiny, tiny_gpt2, tiny_llama
 from metier.core.errors import Interrupted, MetierError, MissingExtra, ModelError, RecipeError
 from metier.core.events import Events
 from metier.core.fingerprint import FileDigests
+from metier.core.machine import Machine
 from metier.core.stage import Context, Source, references
 from metier.export import parity
 from metier.export.card import CARD, Facts, Shape, card, measured_part
@@ -174,6 +175,27 @@ def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ModelError, match="the adapter does not fit its base"):
         export(adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_it_will_take_is_told_from_headers(tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path)
+    parameters = sum(p.numel() for p in gentle("llama").parameters())
+    machine = Machine(1e10, "cpu", "fp32", {"fp32": 1e11})
+    stage = Export(model="a", gguf=["F16"], bits=["int8"])
+    for source in (Source("a", (adapter,), "a", "0"), Source("a", (), "a", "0", (Source("b", (adapter,), "b", "0"),))):
+        found = stage.estimate({"a": source}, machine)
+        assert found is not None
+        assert found.memory["the model and a copy"] == 8 * parameters
+        assert found.disk == {
+            "the model": 4 * parameters,
+            "F16": 2 * parameters,
+            "int8": pytest.approx(1.15 * parameters),
+        }
+        assert found.seconds is not None
+        assert found.about is not bool(source.paths)
+    assert stage.estimate({"a": Source("a", (), "a", "0")}, machine) is None
+    (tmp_path / "base-1" / "files" / "model.safetensors").write_bytes(b"cut")
+    assert stage.estimate({"a": Source("a", (adapter,), "a", "0")}, machine) is None
 
 
 def test_it_can_be_stopped(tmp_path: Path) -> None:

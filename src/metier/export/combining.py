@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from metier.core.errors import DataError, RecipeError
+from metier.core.machine import Estimate, Machine
 from metier.core.stage import Context, ModelRef, Needs, Source, Stage
 
 DtypeName = Literal["base", "float32", "bfloat16"]
@@ -61,6 +62,12 @@ class Combine(Stage):
         """A weight for each model."""
         return self.weights or [1.0] * len(self.models)
 
+    def estimate(self, sources: Mapping[str, Source], machine: Machine) -> Estimate | None:  # noqa: ARG002
+        """Memory and disk, from the weights' headers."""
+        from metier.export.estimate import combine_estimate
+
+        return combine_estimate(sources[self.base], len(self.models) if self.method == "ties" else 1, dtype=self.dtype)
+
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Combine and write. Metrics: parameters and bytes."""
         from metier.export.combine import ties, weighted, write_combined
@@ -108,6 +115,12 @@ class Residual(Stage):
         for field, name in (("model", self.model), ("chat", self.chat)):
             for folder in sources[name].paths if sources[self.base].paths else ():
                 check_made_from(folder, sources[self.base].path, field=field)
+
+    def estimate(self, sources: Mapping[str, Source], machine: Machine) -> Estimate | None:  # noqa: ARG002
+        """Memory and disk, from the weights' headers."""
+        from metier.export.estimate import combine_estimate
+
+        return combine_estimate(sources[self.base], 1, dtype=self.dtype)
 
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Add and write. Metrics: parameters and bytes."""
@@ -164,6 +177,12 @@ class Interpolate(Stage):
                 )
         for folder in sources[self.model].paths if sources[self.base].paths else ():
             check_made_from(folder, sources[self.base].path, field="model")
+
+    def estimate(self, sources: Mapping[str, Source], machine: Machine) -> Estimate | None:  # noqa: ARG002
+        """Memory and disk, from the weights' headers."""
+        from metier.export.estimate import combine_estimate
+
+        return combine_estimate(sources[self.base], 2, dtype=self.dtype)
 
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Try, keep, write. Metrics: the weight, bits per byte, and by how much they rose."""

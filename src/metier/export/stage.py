@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from metier.core.errors import RecipeError, nearest
+from metier.core.machine import Estimate, Machine
 from metier.core.stage import Context, ModelRef, Needs, Source, Stage
 
 if TYPE_CHECKING:
@@ -104,6 +105,12 @@ class Export(Stage):
             from metier.export.folder import check_export
 
             check_export(folder, self.wanted())
+
+    def estimate(self, sources: Mapping[str, Source], machine: Machine) -> Estimate | None:
+        """Memory, disk and a rough time, from the weights' headers."""
+        from metier.export.estimate import export_estimate
+
+        return export_estimate(sources[self.model], machine, dtype=self.dtype, gguf=self.gguf, bits=self.bits)
 
     def run(self, ctx: Context) -> Mapping[str, float]:
         """Write, compare, write the card. Metrics: bytes, parameters, and the largest logit difference of each form."""
