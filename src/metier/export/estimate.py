@@ -1,7 +1,7 @@
 """What exporting or combining will take, from the headers of safetensors files. Imports nothing heavy.
 
-Memory is certain but for the libraries; time is rough: reading the prompts at half the processor's speed, answering at the
-memory's, writing at a disk's.
+Memory is certain but for the libraries. Time is rough: prompts are read at half the speed of the processor, answers at that
+of memory, and files written at that of a disk.
 """
 
 import json
