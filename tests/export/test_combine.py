@@ -12,6 +12,7 @@ from fakes import byte_tokenizer, save_tiny, tiny, tiny_llama
 from metier.core.errors import DataError, Interrupted, MetierError, ModelError, RecipeError
 from metier.core.events import Events
 from metier.core.stage import Context, Source, Stage
+from metier.export import combine
 from metier.export.combine import agreed
 from metier.export.combining import Combine, Interpolate, Residual
 from metier.models.adapter import LoraSettings, add_lora, merge
@@ -153,9 +154,17 @@ def test_a_wide_limit_keeps_the_model_and_none_within_is_an_error(reading: Path)
     assert "allow more with max_rise" in str(caught.value)
 
 
-def test_it_can_be_stopped(reading: Path) -> None:
+def test_it_can_be_stopped_and_goes_on(reading: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Interrupted):
         run(interpolation(), reading, stop=True)
+    uninterrupted, _ = run(interpolation(max_rise=0.3), reading)
+    kept = sorted((reading / "out" / "scratch").iterdir())
+    kept[-1].unlink()
+    read: list[int] = []
+    reader = combine.document_nll
+    monkeypatch.setattr(combine, "document_nll", lambda *a, **k: read.append(1) or reader(*a, **k))
+    assert run(interpolation(max_rise=0.3), reading)[0] == uninterrupted
+    assert len(read) == 1
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

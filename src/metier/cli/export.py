@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from metier.cli.chat import find_model
 from metier.cli.stopping import StopFlag
-from metier.core.errors import InputError, Interrupted
+from metier.core.errors import InputError
 from metier.core.events import Event, Events
+from metier.core.stage import STOP, stop_if_asked
 from metier.core.store import Store
 from metier.export.needs import check_installed
 from metier.export.push import check_push
@@ -42,7 +43,11 @@ def export_folder(
     shutil.rmtree(aside, ignore_errors=True)  # left by an export that was killed
     try:
         with StopFlag() as stop:
-            _export(stage, source, aside, found, stop)
+            token = STOP.set(stop)
+            try:
+                _export(stage, source, aside, found)
+            finally:
+                STOP.reset(token)
         if out.is_dir():
             out.rmdir()
         (aside / "folder").rename(out)
@@ -55,17 +60,11 @@ def export_folder(
         typer.echo(f"pushed: {upload(out, push)}")
 
 
-def _export(
-    stage: Export, source: Path, aside: Path, scores: Sequence[tuple[str, Mapping[str, Any]]], stop: StopFlag
-) -> None:
+def _export(stage: Export, source: Path, aside: Path, scores: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """Write the folder, with a card that ends in what this machine measured."""
     from metier.export.card import CARD, measured_part
     from metier.export.folder import export_model
     from metier.export.history import history
-
-    def check_stop() -> None:
-        if stop():
-            raise Interrupted("the export was stopped", cure="run the same command again: it starts anew")
 
     folder, known = aside / "folder", history(source, stage.model)
     folder.mkdir(parents=True)
@@ -77,7 +76,7 @@ def _export(
         known,
         scratch=aside / "scratch",
         events=Events("export", listeners=[_tell]),
-        check_stop=check_stop,
+        check_stop=stop_if_asked,
     )
     with (folder / CARD).open("a", encoding="utf-8") as card:
         card.write("\n" + measured_part(made.in_llamacpp, known, stage.watts))

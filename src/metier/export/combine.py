@@ -6,6 +6,7 @@ and fully trained models mix; the sum of two LoRAs is then exact, which adding t
 models of another base, shape or vocabulary. Costs, in float32: two models at a time; TIES all of them and one more.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from metier.core.disk import write_whole
 from metier.core.errors import MetierError, ModelError
 from metier.core.events import Events
+from metier.core.stage import STOP
 from metier.engine.local import document_nll
 from metier.measure.statistics import compare
 from metier.models.adapter import merge
@@ -169,16 +172,18 @@ def interpolate(
     confidence: float = 0.95,
     events: Events | None = None,
     check_stop: CheckStop = lambda: None,
+    kept: Path | None = None,
 ) -> Interpolated:
     """base + weight x (model - base) with the largest weight at which general text is not forgotten past a limit.
 
     Weights are tried from the largest on. One is within the limit where the bits per byte on the documents are, by the
     upper end of the paired interval, at most `limit` above the base's. Source: WiSE-FT, arXiv 2109.01903.
+    kept: a folder where what was measured is remembered, so that a run that was stopped goes on.
     Raises MetierError where none is.
     """
     events = events or Events("interpolate")
     start = _plain(base)
-    before = _bits(start, documents, check_stop)
+    before = _bits(start, documents, check_stop, kept, "base")
     made = _plain(model)
     _check_same(start, made, model)
     first = _parameters(start.model)
@@ -189,7 +194,7 @@ def interpolate(
         with torch.no_grad():
             for name, value in _parameters(made.model).items():
                 value.copy_(torch.lerp(first[name], last[name], weight))
-        bits = _bits(made, documents, check_stop)
+        bits = _bits(made, documents, check_stop, kept, f"{weight:g}")
         found = compare(bits, before, weights=sizes, confidence=confidence) if len(bits) > 1 else None
         rise = (math.fsum(bits) - math.fsum(before)) / sum(sizes)
         low, high = (found.difference.low, found.difference.high) if found else (None, None)
@@ -263,8 +268,17 @@ def _another(why: str, folder: Path, ours: Loaded) -> ModelError:
     )
 
 
-def _bits(loaded: Loaded, documents: Sequence[Document], check_stop: CheckStop) -> list[float]:
-    """The bits that each document takes."""
+def _bits(
+    loaded: Loaded, documents: Sequence[Document], check_stop: CheckStop, kept: Path | None, name: str
+) -> list[float]:
+    """The bits that each document takes. kept: the folder where they are remembered under `name`."""
     check_stop()
+    path = kept / f"bits-{name}.json" if kept else None
+    if path is not None and path.is_file():
+        known: list[float] = json.loads(path.read_text(encoding="utf-8"))
+        return known
     ids = [encode_document(loaded.tokenizer, document.text) for document in documents]
-    return [one.nll / LOG2 for one in document_nll(loaded, ids)]
+    found = [one.nll / LOG2 for one in document_nll(loaded, ids, should_stop=STOP.get())]
+    if path is not None:
+        write_whole(path, json.dumps(found))
+    return found

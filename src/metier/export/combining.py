@@ -204,6 +204,7 @@ class Interpolate(Stage):
             confidence=self.confidence,
             events=ctx.events,
             check_stop=ctx.check_stop,
+            kept=ctx.scratch,
         )
         about = {
             "method": "interpolate",

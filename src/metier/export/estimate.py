@@ -1,7 +1,7 @@
 """What exporting or combining will take, from the headers of safetensors files. Imports nothing heavy.
 
-Memory is certain but for the libraries. Time is rough: prompts are read at half the speed of the processor, answers at that
-of memory, and files written at that of a disk.
+Memory is certain but for the libraries. Time is rough: prompts are read at half the speed of the processor, answers at
+that of memory, and files written at that of a disk.
 """
 
 import json

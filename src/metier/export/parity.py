@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metier.core.errors import DataError, MetierError
+from metier.core.stage import STOP, stop_if_asked
 from metier.engine.local import generate
 from metier.models.load import Loaded
 from metier.text.artifacts import message_rows
@@ -170,14 +171,19 @@ def see(loaded: Loaded, probe: Probe) -> Seen:
     for chat in probe.chats:
         ids = loaded.tokenizer.apply_chat_template(message_rows(chat), add_generation_prompt=True, return_dict=False)
         chats.append(tuple(int(i) for i in ids))
-    answers = generate(loaded, probe.asked, max_new_tokens=ANSWER_TOKENS, batch_size=1) if probe.asked else []
+    stop = STOP.get()
+    answers = generate(loaded, probe.asked, max_new_tokens=ANSWER_TOKENS, batch_size=1, should_stop=stop)
     return Seen(logits_of(loaded.model, probe), tuple(chats), tuple((a.ids, a.stopped) for a in answers))
 
 
 @torch.no_grad()
 def logits_of(model: "PreTrainedModel", probe: Probe) -> tuple[Tensor, ...]:
     """Each prompt's logits, (tokens, vocabulary), one prompt at a time: padding would change the last digits."""
-    return tuple(model(torch.tensor([ids]), use_cache=False).logits[0].float() for ids in probe.ids)
+    found = []
+    for ids in probe.ids:
+        stop_if_asked()
+        found.append(model(torch.tensor([ids]), use_cache=False).logits[0].float())
+    return tuple(found)
 
 
 def compare(form: str, kind: str, source: Seen, made: Seen, probe: Probe) -> Row:

@@ -18,6 +18,7 @@ import torch
 
 from metier.core.disk import whole
 from metier.core.errors import MetierError, MissingExtra
+from metier.core.stage import stop_if_asked
 from metier.export.parity import ANSWER_TOKENS, Probe, Seen
 
 KQuant = Literal["Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K"]
@@ -98,6 +99,7 @@ def _begins(llama: Any, model: Any, text: str) -> bool:
 
 
 def _logits(model: Any, ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    stop_if_asked()
     model.reset()
     model.eval(list(ids))
     return np.array(model.scores[: len(ids)], dtype=np.float32)
@@ -113,6 +115,7 @@ def _answer(llama: Any, model: Any, ids: Sequence[int], banned: Sequence[int]) -
         if llama.llama_vocab_is_eog(vocabulary, chosen):
             return tuple(said), True
         said.append(chosen)
+        stop_if_asked()
         model.eval([chosen])
         last = np.array(model.scores[model.n_tokens - 1], dtype=np.float32)
     return tuple(said), False
