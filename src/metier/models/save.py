@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from metier.models.builtin import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE
+from metier.models.extension import EXTENSION
 from metier.models.load import quiet
 
 if TYPE_CHECKING:
@@ -38,14 +39,16 @@ def save_model(
 
     stop: ids besides the tokenizer's end token that end a turn (`text.chat.stop_ids`), for stock `generate`. Tied
     weights are written once and stay tied. generation_config.json names the special tokens only: sampling settings of
-    the base were chosen for another model.
+    the base were chosen for another model. It also keeps stock `generate` from rows that stand for no token.
     """
     from transformers import GenerationConfig
 
     out.mkdir(parents=True, exist_ok=True)
     _set_tokens(model, tokenizer)
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = GenerationConfig(**ids, eos_token_id=_end_ids(model, tokenizer, stop))
+    never = list(range(len(tokenizer), model.get_input_embeddings().weight.shape[0])) or None
+    ends = _end_ids(model, tokenizer, stop)
+    model.generation_config = GenerationConfig(**ids, eos_token_id=ends, suppress_tokens=never)
     with quiet():
         model.save_pretrained(str(out), max_shard_size=shard_bytes)
     save_tokenizer(tokenizer, out)
@@ -70,9 +73,10 @@ def save_adapter(model: "PeftModel", tokenizer: "PreTrainedTokenizerFast", out: 
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", out: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja; keep tokenizer.model where there was one.
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja; keep what else there was beside them.
 
-    transformers drops the SentencePiece file on saving, but converters to other formats need it.
+    transformers drops the SentencePiece file (tokenizer.model) on saving, but converters to other formats need it.
+    extension.json says which tokens an extension added.
     """
     out.mkdir(parents=True, exist_ok=True)
     with quiet():
@@ -80,9 +84,10 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", out: Path) -> None:
     path = out / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     _write_json(path, {key: value for key, value in config.items() if key not in _LOCAL_TOKENIZER_KEYS})
-    pieces = Path(tokenizer.name_or_path) / "tokenizer.model"
-    if pieces.is_file():
-        shutil.copyfile(pieces, out / "tokenizer.model")
+    for name in ("tokenizer.model", EXTENSION):
+        beside = Path(tokenizer.name_or_path) / name
+        if beside.is_file() and beside.parent.resolve() != out.resolve():
+            shutil.copyfile(beside, out / name)
 
 
 def _set_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> None:

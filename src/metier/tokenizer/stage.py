@@ -1,0 +1,160 @@
+"""What a recipe may ask of vocabularies: the stages `extend_tokenizer` and `train_tokenizer`. Imports nothing heavy."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from metier.core.errors import ModelError
+from metier.core.machine import Estimate, Machine
+from metier.core.stage import Context, FilePattern, ModelRef, Needs, Source, Stage
+from metier.models.builtin import CONFIG, base_link, check_folder, follow, is_adapter, read_json, weight_files
+from metier.tokenizer.kinds import kind_of
+from metier.tokenizer.sizes import check_size
+
+TOKENIZER = "tokenizer.json"
+
+
+class ExtendTokenizer(Stage):
+    """Give a model's tokenizer the words of a domain, where that pays, and the model rows for them."""
+
+    produces: ClassVar[str] = "model"
+
+    kind: Literal["extend_tokenizer"] = "extend_tokenizer"
+    """What this step does."""
+    model: ModelRef
+    """The model whose tokenizer to extend. An adapter is merged first."""
+    documents: Annotated[str, Needs("documents")]
+    """The step whose texts to take new pieces from; fertility is measured on its held-out ones, if any."""
+    general: Annotated[str, Needs("documents")] | None = None
+    """A step with general texts, which new pieces are to leave as they are. Left out: the replay texts of `documents`,
+    if any."""
+    max_new_tokens: int = Field(2000, ge=1, le=100_000)
+    """The most new tokens to add. Each costs a row of the embeddings, and one of an output head that is not tied."""
+    extend: Literal["auto", "always"] = "auto"
+    """auto: only where it saves at least `min_saving` of the domain's tokens; else the model is passed through, with
+    the reason."""
+    min_saving: float | None = Field(None, ge=0, lt=1)
+    """The share of the domain's tokens that `extend: auto` wants saved. Left out: 0.05."""
+    min_count: int = Field(10, ge=1)
+    """A piece that occurs less often in the domain's texts is not added: its row would hardly be trained."""
+    max_general: float = Field(0.004, ge=0, le=1)
+    """The largest share of general text's tokens that all new pieces together may save there: what they save, the model
+    has to learn anew."""
+    words: list[Annotated[str, Field(min_length=2)]] = Field(default_factory=list)
+    """Words to add in any case, before those that are found."""
+    style: Literal["merges", "added"] = "merges"
+    """merges: pieces that the tokenizer makes by itself inside running text. added: whole words, found before a text is
+    cut; the space before one stays a token of its own. Words with anything but letters are always added so."""
+    initialise: Literal["mean", "weighted", "description", "random"] = "mean"
+    """What a new row is made of: the mean of the rows of its old pieces; the same weighted by their letters; the mean
+    over what `descriptions` says of the word; or drawn at random, the baseline."""
+    descriptions: FilePattern | None = None
+    """A JSON Lines file with {"word": ..., "text": ...} for `initialise: description`. Others get the mean of their
+    pieces."""
+    match_norms: bool = True
+    """Give each new row the mean length of those that it is made of."""
+    pad_to_multiple: int | None = Field(None, ge=2, le=4096)
+    """Fill the embeddings up to a multiple of it. The rows that stand for no token are 0 and are never chosen."""
+    spare_rows: Literal["refuse", "use"] = "refuse"
+    """What to do with a model that has more rows than its tokenizer has ids: use gives the spare ones to new tokens."""
+    seed: int = Field(0, ge=0)
+    """Of random rows."""
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> "ExtendTokenizer":
+        if (self.initialise == "description") != (self.descriptions is not None):
+            raise ValueError("`initialise: description` and `descriptions` need one another: give both, or neither")
+        if self.min_saving is not None and self.extend == "always":
+            raise ValueError("min_saving has no effect with `extend: always`: leave one of them out")
+        if len(set(self.words)) < len(self.words):
+            raise ValueError("a word stands in `words` twice")
+        if self.seed and self.initialise != "random":
+            raise ValueError("seed is of random rows alone: leave it out, or use `initialise: random`")
+        return self
+
+    @property
+    def wanted_saving(self) -> float:
+        """The share of tokens that has to be saved."""
+        if self.extend == "always":
+            return 0.0
+        return 0.05 if self.min_saving is None else self.min_saving
+
+    def check(self, sources: Mapping[str, Source]) -> None:
+        """Raise InputError for a model that cannot be extended, a corpus too small, or bad descriptions."""
+        for folder in sources[self.model].paths:
+            check_model(folder, spare_rows=self.spare_rows, words=self.words)
+        for folder in sources[self.documents].paths:
+            check_size(folder, self.documents)
+        if self.descriptions is not None:
+            from metier.tokenizer.descriptions import read_descriptions
+
+            read_descriptions(sources[self.descriptions].paths)
+
+    def estimate(self, sources: Mapping[str, Source], machine: Machine) -> Estimate | None:  # noqa: ARG002
+        """The model's weights twice in memory and once on disk; the time goes with the texts."""
+        folders = sources[self.model].paths
+        if not folders:
+            return None
+        size = sum((folder / name).stat().st_size for folder in map(_plain, folders) for name in weight_files(folder))
+        text = sum(p.stat().st_size for folder in sources[self.documents].paths for p in folder.glob("*.jsonl"))
+        memory = {"base": 480e6, "weights": float(size), "the mapped file": float(size), "words": 0.4 * text}
+        return Estimate(memory, {"model": float(size)}, 6.0 + size / 5e8 + text / 3e6, not text)
+
+    def run(self, ctx: Context) -> Mapping[str, float]:
+        """Mine, extend, give rows, measure, write. Metrics: new tokens, and the share of tokens saved."""
+        from metier.tokenizer.extending import extend
+
+        return extend(self, ctx)
+
+
+def check_model(folder: Path, *, spare_rows: str, words: list[str]) -> None:
+    """Raise ModelError for a model in `folder` whose vocabulary cannot be extended. Reads JSON alone."""
+    check_folder(folder)
+    plain = _plain(folder)
+    config = read_json(plain / CONFIG)
+    method = config.get("quantization_config")
+    if method is not None:
+        raise ModelError(
+            "the model is quantised, and its rows cannot be added to",
+            where=str(plain / CONFIG),
+            value=method.get("quant_method") if isinstance(method, dict) else method,
+            cure="extend the model that it was quantised from, then quantise",
+        )
+    path = next((f / TOKENIZER for f in (folder, plain) if (f / TOKENIZER).is_file()), None)
+    if path is None:
+        return  # a tokenizer.model alone: looked at when it is loaded
+    parsed = read_json(path)
+    kind = kind_of(parsed, where=str(path))
+    vocabulary = parsed["model"]["vocab"]
+    known = set(vocabulary) | {token["content"] for token in parsed["added_tokens"]}
+    for word in words:
+        if word in known or kind.written(f" {word}") in known:
+            raise ModelError(
+                "the tokenizer has this word as one token already",
+                where="words",
+                value=word,
+                cure="leave it out of `words`",
+            )
+    ids = max(max(vocabulary.values()), max((token["id"] for token in parsed["added_tokens"]), default=0)) + 1
+    check_rows(int(config.get("vocab_size", ids)), ids, spare_rows=spare_rows, where=str(plain / CONFIG))
+
+
+def check_rows(rows: int, ids: int, *, spare_rows: str, where: str) -> None:
+    """Raise ModelError for a model with rows that stand for no token, unless they may be used."""
+    if rows > ids and spare_rows == "refuse":
+        raise ModelError(
+            f"the model has {rows:,} rows of embeddings and its tokenizer only {ids:,} ids: {rows - ids:,} rows stand "
+            "for no token",
+            where=where,
+            value=f"vocab_size {rows}",
+            cure="set spare_rows: use, if nothing else is kept there (such as tokens added while running)",
+        )
+
+
+def _plain(folder: Path) -> Path:
+    """The folder of the model that an adapter stands on, or the folder itself."""
+    while is_adapter(folder):
+        folder = follow(base_link(folder), folder)
+    return folder
