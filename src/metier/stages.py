@@ -11,6 +11,7 @@ STAGES = {
     "recall": "metier.synthesize.stage:Recall",
     "rehearse": "metier.synthesize.stage:Rehearse",
     "synthesize": "metier.synthesize.synthesis:Synthesize",
+    "train_tokenizer": "metier.tokenizer.stage:TrainTokenizer",
     "extend_tokenizer": "metier.tokenizer.stage:ExtendTokenizer",
     "pretrain": "metier.train.stage:Pretrain",
     "tune": "metier.train.stage:Tune",

@@ -110,7 +110,8 @@ def test_auto_passes_the_model_through_where_it_does_not_pay(tmp_path: Path, mar
     assert (out / "tokenizer.json").read_bytes() == (SEEDLING / "tokenizer.json").read_bytes()
     before, after = load(SEEDLING).model.state_dict(), load(out).model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert read_extension(out) is None
+    assert read_extension(out) == Extension(2048, 0, 2048)
+    assert read_extension(SEEDLING) is None
 
 
 def test_an_adapter_is_merged_first(tmp_path: Path, marine: Path):

@@ -6,7 +6,7 @@ its directions (arXiv 2402.09353). Refuses targets that are not there, a rank ab
 output head (merging would change the embeddings too). Costs r x (in + out) parameters a layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +16,7 @@ from metier.core.errors import ModelError
 from metier.models.anatomy import ALL_LINEAR
 from metier.models.anatomy import check_targets as check_against
 from metier.models.load import Loaded, quiet
+from metier.models.new_rows import names_of
 from metier.models.shape import anatomy, linear_layers
 
 if TYPE_CHECKING:
@@ -61,8 +62,10 @@ def check_targets(model: "PreTrainedModel", settings: LoraSettings, *, where: st
     )
 
 
-def add_lora(model: "PreTrainedModel", settings: LoraSettings) -> "PeftModel":
+def add_lora(model: "PreTrainedModel", settings: LoraSettings, new_ids: Sequence[int] = ()) -> "PeftModel":
     """Put a fresh adapter on a model (changed in place) and freeze the rest. Until trained it changes no output.
+
+    new_ids: of tokens, one after another, whose rows train and are saved with it.
 
     Its factors are float32, whatever type the model's weights are held in; the model's layers may be quantised.
     Its random half is drawn from torch's global generator: seed that before. Raises ModelError like `check_targets`.
@@ -84,6 +87,7 @@ def add_lora(model: "PreTrainedModel", settings: LoraSettings) -> "PeftModel":
         # Conv1D keeps its weight as (in, out)
         fan_in_fan_out=bool(hit) and all(isinstance(module, Conv1D) for module in hit),
         bias="none",
+        trainable_token_indices=names_of(model, new_ids) if new_ids else None,
     )
     with quiet():
         return get_peft_model(model, config)

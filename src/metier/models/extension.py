@@ -15,7 +15,10 @@ EXTENSION = "extension.json"
 
 @dataclass(frozen=True)
 class Extension:
-    """The new tokens: `count` ids from `first` on. rows: of the embeddings, padding included."""
+    """The new tokens: `count` ids from `first` on. rows: of the embeddings, padding included.
+
+    count 0: an extension was asked for and did not pay.
+    """
 
     first: int
     count: int
@@ -42,12 +45,12 @@ def read_extension(folder: Path) -> Extension | None:
         return read_extension(follow(base_link(folder), folder)) if is_adapter(folder) else None
     raw = read_json(folder / EXTENSION)
     found = [raw.get(name) for name in ("first", "count", "rows")]
-    if not all(isinstance(number, int) and number > 0 for number in found):
+    if not all(isinstance(number, int) and number >= 0 for number in found):
         raise ModelError(
             "the file does not say which tokens are new",
             where=str(folder / EXTENSION),
             value=raw,
-            cure="copy it from where the model came from: first, count and rows are numbers above 0",
+            cure="copy it from where the model came from: first, count and rows are whole numbers",
         )
     first, count, rows = found
     assert isinstance(first, int)

@@ -392,6 +392,7 @@ def _load_adapter(folder: Path, dtype: torch.dtype, base: Path | None) -> Loaded
     from peft import PeftModel
 
     from metier.models.adapter import merge
+    from metier.models.new_rows import settle
     from metier.models.shape import cast_
 
     below = base or follow(base_link(folder), folder)
@@ -401,15 +402,32 @@ def _load_adapter(folder: Path, dtype: torch.dtype, base: Path | None) -> Loaded
     else:
         plain = load(below, dtype=dtype).model
     check_readable(folder / ADAPTER_WEIGHTS)
+    _check_rows(folder, below, plain.get_input_embeddings().weight.shape[0])
     try:
         with quiet():
             model = PeftModel.from_pretrained(plain, str(folder), torch_device=str(plain.device))
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         raise _does_not_fit(folder, below, _first_line(error)) from error
     _check_complete(folder, model, below)
+    settle(model)
     tokenizer = read_tokenizer(folder)
     _check_vocabulary(folder, tokenizer, plain.get_input_embeddings().weight.shape[0])
     return Loaded(model.eval(), tokenizer, folder)
+
+
+def _check_rows(folder: Path, below: Path, rows: int) -> None:
+    """Refuse an adapter with rows for new tokens on a base without such rows: PEFT fails there with an IndexError."""
+    wanted = read_json(folder / ADAPTER_CONFIG).get("trainable_token_indices")
+    ids = wanted.values() if isinstance(wanted, dict) else [wanted or []]
+    highest = max((max(some, default=-1) for some in ids), default=-1)
+    if highest >= rows:
+        raise ModelError(
+            f"the adapter has rows for tokens up to {highest}, and its base has only {rows} rows: the base was not "
+            "extended as the one that the adapter was trained on",
+            where=str(folder / ADAPTER_CONFIG),
+            value=str(below),
+            cure=f"name the extended model (of the step extend_tokenizer) as base in {folder / 'base.json'}",
+        )
 
 
 def _check_complete(folder: Path, model: "PeftModel", below: Path) -> None:

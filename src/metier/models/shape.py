@@ -64,17 +64,26 @@ def is_tied(model: "PreTrainedModel") -> bool:
 
 
 def input_embeddings(model: "PreTrainedModel") -> nn.Embedding:
-    """The token embeddings, weight (vocabulary, hidden)."""
-    found = model.get_input_embeddings()
+    """The token embeddings, weight (vocabulary, hidden); where some rows train apart, without these."""
+    found = _plain(model.get_input_embeddings())
     assert isinstance(found, nn.Embedding)
     return found
 
 
 def output_head(model: "PreTrainedModel") -> nn.Linear:
-    """The layer that scores the vocabulary, weight (vocabulary, hidden)."""
-    found = model.get_output_embeddings()
+    """The layer that scores the vocabulary, weight (vocabulary, hidden); where some rows train apart, without these."""
+    found = _plain(model.get_output_embeddings())
     assert isinstance(found, nn.Linear)
     return found
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """An embedding or head without PEFT's wrapper for rows that train apart (`models.new_rows`)."""
+    if isinstance(module, nn.Embedding | nn.Linear):
+        return module
+    from metier.models.new_rows import beneath
+
+    return beneath(module)
 
 
 def blocks(model: "PreTrainedModel") -> nn.ModuleList:

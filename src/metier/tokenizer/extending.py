@@ -75,7 +75,7 @@ def extend(stage: ExtendTokenizer, ctx: Context) -> dict[str, float]:
     reason = _reason(stage, plan)
     if reason:
         ctx.events.note(f"not extended: {reason}; the model is passed through")
-        _pass_through(folder, ctx.out)
+        _pass_through(folder, ctx.out, plan.base.first_id)
     else:
         _extend_model(stage, ctx, folder, plan)
     write_jsonl(ctx.out / TOKENS, (one.json() for one in plan.seen))
@@ -264,9 +264,11 @@ def _plain_model(folder: Path) -> "PreTrainedModel":
     return model
 
 
-def _pass_through(folder: Path, out: Path) -> None:
+def _pass_through(folder: Path, out: Path, first: int) -> None:
     """The model as it is; an adapter merged, so that what comes after finds one kind of model."""
-    save_model(_plain_model(folder), read_tokenizer(folder), out)
+    model = _plain_model(folder)
+    save_model(model, read_tokenizer(folder), out)
+    write_extension(Extension(first, 0, model.get_input_embeddings().weight.shape[0]), out)
 
 
 def _made_of(stage: ExtendTokenizer, ctx: Context, plan: Plan) -> tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from metier.core.errors import MetierError
 from metier.tokenizer.kinds import Kind
@@ -15,6 +15,8 @@ from metier.tokenizer.mining import Tick
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+T = TypeVar("T")
 
 AT_ONCE = 500
 """Texts that are cut in one call."""
@@ -77,7 +79,7 @@ def compare(
     counted = words = size = untouched = 0
     before = after = 0
     used = Counter[int]()
-    for batch in _batches(texts):
+    for batch in batches(texts):
         tick(counted)
         counted += len(batch)
         words += sum(len(text.split()) for text in batch)
@@ -131,7 +133,8 @@ def _check(
     return fresh.count(False)
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def batches(texts: Iterable[T]) -> Iterator[list[T]]:
+    """What is iterated, some at once."""
     left = iter(texts)
     while batch := list(islice(left, AT_ONCE)):
         yield batch

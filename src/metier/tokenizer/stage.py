@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from metier.core.errors import ModelError
 from metier.core.machine import Estimate, Machine
-from metier.core.stage import Context, FilePattern, ModelRef, Needs, Source, Stage
+from metier.core.stage import Config, Context, FilePattern, ModelRef, Needs, Source, Stage
 from metier.models.builtin import CONFIG, base_link, check_folder, follow, is_adapter, read_json, weight_files
 from metier.tokenizer.kinds import kind_of
 from metier.tokenizer.sizes import check_size
@@ -107,6 +107,98 @@ class ExtendTokenizer(Stage):
         from metier.tokenizer.extending import extend
 
         return extend(self, ctx)
+
+
+class NewModel(Config):
+    """The sizes of a model that is made from nothing: built like Llama, with random weights."""
+
+    hidden_size: int = Field(256, ge=16)
+    """Numbers a token is held in; a multiple of heads."""
+    layers: int = Field(6, ge=1)
+    """Decoder blocks."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; a multiple of key_heads."""
+    key_heads: int | None = Field(None, ge=1)
+    """Heads of keys and values. Left out: as many as heads."""
+    inner_size: int | None = Field(None, ge=16)
+    """Numbers inside the MLP. Left out: 8/3 of hidden_size, up to a multiple of 64."""
+    context: int = Field(1024, ge=16)
+    """The longest sequence, in tokens."""
+    tied: bool = True
+    """Whether the output head is the input embeddings. false takes vocabulary x hidden_size more."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "NewModel":
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of 2 x heads ({2 * self.heads})")
+        if self.key_heads is not None and self.heads % self.key_heads:
+            raise ValueError(f"heads {self.heads} is no multiple of key_heads {self.key_heads}")
+        return self
+
+
+class TrainTokenizer(Stage):
+    """Train a tokenizer on texts from nothing, and make a model with random weights for it, to be pre-trained."""
+
+    produces: ClassVar[str] = "model"
+
+    kind: Literal["train_tokenizer"] = "train_tokenizer"
+    """What this step does."""
+    documents: Annotated[str, Needs("documents")]
+    """The step whose texts to learn pieces from; its replay texts count too, in their share."""
+    vocabulary: int = Field(8000, ge=300, le=500_000)
+    """Tokens in all, special ones included."""
+    style: Literal["byte-level", "sentencepiece"] = "byte-level"
+    """byte-level: BPE over bytes, as GPT-2, Llama 3 and the seedling have it. sentencepiece: BPE over characters with
+    bytes for what is rare, as Llama 2 has it; leaves a tokenizer.model too."""
+    split_digits: bool = True
+    """Whether each digit is a token of its own."""
+    min_count: int = Field(2, ge=1)
+    """A pair that occurs less often makes no piece (byte-level only; sentencepiece fills its vocabulary)."""
+    shape: NewModel = NewModel()
+    """The model's sizes."""
+    seed: int = Field(0, ge=0)
+    """Of the random weights."""
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> "TrainTokenizer":
+        if self.style == "sentencepiece" and self.min_count != 2:
+            raise ValueError("min_count has no effect with `style: sentencepiece`: leave it out")
+        if self.style == "sentencepiece" and self.vocabulary < 400:
+            raise ValueError("sentencepiece takes 256 bytes and a letter each: give a vocabulary of 400 or more")
+        return self
+
+    def check(self, sources: Mapping[str, Source]) -> None:
+        """Raise DataError where there is too little text."""
+        for folder in sources[self.documents].paths:
+            check_size(folder, self.documents)
+
+    def estimate(self, sources: Mapping[str, Source], machine: Machine) -> Estimate | None:  # noqa: ARG002
+        """The model's weights, and the texts' words."""
+        size = 4.0 * self.parameters
+        text = sum(p.stat().st_size for folder in sources[self.documents].paths for p in folder.glob("*.jsonl"))
+        memory = {"base": 480e6, "weights": size, "words": 2.0 * text}
+        return Estimate(memory, {"model": size}, 6.0 + size / 5e8 + text / 1e6, not text)
+
+    @property
+    def parameters(self) -> int:
+        """How many the model has, tied ones once."""
+        made = self.shape
+        key_width = made.hidden_size // made.heads * (made.key_heads or made.heads)
+        attention = 2 * made.hidden_size * (made.hidden_size + key_width)
+        block = attention + 3 * made.hidden_size * inner_size(made) + 2 * made.hidden_size
+        matrices = 1 if made.tied else 2
+        return matrices * self.vocabulary * made.hidden_size + made.layers * block + made.hidden_size
+
+    def run(self, ctx: Context) -> Mapping[str, float]:
+        """Train, draw weights, measure fertility, write. Metrics: tokens a word, and parameters."""
+        from metier.tokenizer.fresh import make
+
+        return make(self, ctx)
+
+
+def inner_size(shape: NewModel) -> int:
+    """The MLP's inner size, given or Llama's rule."""
+    return shape.inner_size or -(-8 * shape.hidden_size // 3 // 64) * 64
 
 
 def check_model(folder: Path, *, spare_rows: str, words: list[str]) -> None:

@@ -100,7 +100,7 @@ def weights(job: Job) -> float:
         if job.quantize and layer in job.shape.anatomy.linear and kind == "weight":
             total += size * QUANTIZED_BYTES[job.quantize] + 4 * job.shape.anatomy.linear[layer][1]
         else:
-            total += size * (4.0 if name in job.trained and not job.ranks else job.products)
+            total += size * (4.0 if name in job.trained and not job.adapts else job.products)
     return total
 
 
@@ -132,7 +132,7 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
     """
     trained = float(sum(job.trained.values()))
     fixed: Bytes = {"base": base(job), "weights": weights(job), "data": 6.0 * reading.tokens + 700.0 * reading.pieces}
-    if job.ranks:
+    if job.adapts:
         fixed["adapter"] = 4.0 * trained
     one_block = working(job, reading)
     if job.checkpointing:  # what is kept of the block that is computed again
@@ -153,7 +153,7 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
         training["prefix cache"] = cache_bytes(job, reading)
     dev = {**fixed, "one block": working(job, replace(reading, micro=reading.dev_micro)), "head": chunk_bytes(job)}
     found = {"loading": {**fixed, **loading(job)}, "dev": dev, "training": training}
-    if isinstance(job.method, FreezeMethod) and job.precision != "fp32":
+    if (isinstance(job.method, FreezeMethod) and job.precision != "fp32") or job.method == "rows":
         whole = {"the model read again": 4.0 * sum(job.shape.sizes.values())}
         found["saving"] = {**fixed, **whole, **loading(job)}
     return found
@@ -164,7 +164,7 @@ def base(job: Job) -> float:
     if job.device == "cuda":
         return BASE_ON_GPU
     needed = {
-        "peft": bool(job.ranks),
+        "peft": job.adapts,
         "bitsandbytes": job.quantize in ("8bit", "4bit") or job.optimizer == "adamw8bit",
         "muon": job.optimizer == "muon",
     }
@@ -225,7 +225,7 @@ def working(job: Job, reading: Reading) -> float:
     """What one block holds only while it is computed: the MLP's parts and a matrix in the type of the products."""
     shape = job.shape
     matrix = max(prod(sides) for sides in shape.anatomy.linear.values()) * job.products
-    if job.precision == "fp32" or (job.ranks and job.quantize in (None, "int8")):
+    if job.precision == "fp32" or (job.adapts and job.quantize in (None, "int8")):
         matrix = 0.0
     a_token = (2 * shape.width * job.residual) + (shape.width + 4 * shape.inner) * job.products
     return rows_of(reading) * a_token + matrix
@@ -245,6 +245,8 @@ def head_bytes(job: Job, reading: Reading) -> float:
         total += matrix * (4.0 + job.products)
         if job.precision != "fp32":
             total += matrix * job.products
+    if job.new_rows:
+        total += matrix * job.products  # a copy with the new rows in it
     return total
 
 
@@ -287,7 +289,7 @@ def operations(job: Job, reading: Reading, *, cached: bool = False) -> float:
             continue
         last = index == depth - 1
         # embeddings or a norm that train need the gradient of what the block's first layers read
-        before = (job.frozen_blocks == 0 and not job.ranks) or any(
+        before = (job.frozen_blocks == 0 and (job.new_rows > 0 or not job.adapts)) or any(
             f".{index}." in name and ("norm" in name or "ln_" in name) for name in job.trained
         )
         for name, sides in layers.items():
@@ -295,13 +297,14 @@ def operations(job: Job, reading: Reading, *, cached: bool = False) -> float:
             for_all = not last or name.endswith(("k_proj", "v_proj", "c_attn"))
             tokens = reading.tokens if for_all else reading.targets
             passes_on = learns and (index > job.frozen_blocks or before or not reads_input)
-            trains = not job.ranks and f"{name}.weight" in job.trained
+            trains = not job.adapts and f"{name}.weight" in job.trained
             total += tokens * 2.0 * prod(sides) * (1 + passes_on + trains)
             rank = job.ranks.get(name, 0)
             total += tokens * 2.0 * rank * (sides[0] * (2 + passes_on) + sides[1] * 3)
         asked = reading.targets if last else reading.tokens
         total += 4.0 * shape.queries * asked * reading.length / 2 * (3 if learns else 1)
     below = bool(job.trained.keys() - {f"{shape.anatomy.head}.weight"})
+    total += reading.targets * 2.0 * job.new_rows * shape.width
     return total + reading.targets * 2.0 * shape.vocabulary * shape.width * (1 + below + job.trains_head)
 
 

@@ -14,8 +14,9 @@ from metier.core.errors import InputError
 from metier.core.machine import Estimate, Machine
 from metier.core.stage import Source
 from metier.models.builtin import CONFIG, base_link, follow, is_adapter, read_json
+from metier.models.extension import read_extension
 from metier.train.costs import BASE, QUANTIZED_BYTES, WHOLE, cache_bytes, disk, memory, seconds
-from metier.train.methods import LoraMethod
+from metier.train.methods import LoraMethod, trains_new_rows
 from metier.train.reading import model_folder, reading_of
 from metier.train.sizes import SHORT_TYPES_FROM, Job, Reading, Shape, Type
 
@@ -26,6 +27,8 @@ LARGEST = {"cpu": 2048, "cuda": 8192}
 """The largest micro-step that `micro_batch: auto` takes: more is not faster."""
 MARGIN = 0.85
 """The share of the free memory that `micro_batch: auto` plans to use: what the estimates may be off."""
+USUAL_NEW_ROWS = 2000
+"""What `extend_tokenizer` adds at most, where it is not told."""
 NVIDIA = Path("/proc/driver/nvidia/version")
 
 
@@ -97,12 +100,21 @@ def described(stage: "Training", sources: Mapping[str, Source], machine: Machine
         checkpointing=stage.gradient_checkpointing,
         keeps_best=stage.keeps_best,
         device=machine.device,
+        new_rows=_new_rows(stage, folder),
     )
     job = replace(job, cache=_cache(stage, job, read, machine))
     wanted = stage.micro_batch
     if wanted == "auto":
         wanted = fitting_micro_tokens(job, read, machine.memory_bytes)
     return job, read if wanted is None else with_micro(read, min(wanted, read.tokens))
+
+
+def _new_rows(stage: "Training", folder: Path) -> int:
+    """How many rows train apart; those of a step that has not run are guessed."""
+    if not trains_new_rows(stage.method):
+        return 0
+    extension = read_extension(folder)
+    return USUAL_NEW_ROWS if extension is None else extension.count
 
 
 def _cache(stage: "Training", job: Job, reading: Reading, machine: Machine) -> Literal["memory", "disk", "off"]:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from metier.models.shape import blocks, input_embeddings
+from metier.models.new_rows import new_rows
+from metier.models.shape import blocks
 from metier.train.rows import Row
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def count(model: "PreTrainedModel", row: Row, *, frozen: int, cached: bool) -> f
     for index, layer in enumerate(layers):
         if index < frozen and cached:
             continue
-        before = input_embeddings(model).weight.requires_grad or _norms_train(layer)
+        before = any(p.requires_grad for p in model.get_input_embeddings().parameters()) or _norms_train(layer)
         last = index == len(layers) - 1
         learns = index >= frozen
         for name, module in layer.named_modules():
@@ -53,6 +54,9 @@ def count(model: "PreTrainedModel", row: Row, *, frozen: int, cached: bool) -> f
         if isinstance(module, nn.Linear):
             passes_on = below or "lora_B" in name.split(".")
             total += targets * 2.0 * _size(module) * (1 + passes_on + module.weight.requires_grad)
+    fresh = new_rows(model.get_output_embeddings())
+    if fresh is not None:
+        total += targets * 2.0 * fresh.values.numel()
     return total
 
 

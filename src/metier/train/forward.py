@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from metier.core.errors import ModelError
+from metier.models.new_rows import beneath, embedded, new_rows
 from metier.models.quantized import Packed
 from metier.models.shape import blocks, input_embeddings
 from metier.train.attention import transformers_attention
@@ -200,10 +201,10 @@ class Forward:
         return x + (torch.empty_like(x).uniform_(-1, 1) * size[:, None]).to(x.dtype)
 
     def _hidden_through_model(self, row: Row) -> Tensor:
-        embedded = self._noisy(input_embeddings(self.model)(row.ids), row)
+        start = self._noisy(embedded(self.model.get_input_embeddings(), row.ids), row)
         with self._precision.autocast():
             out = self.model.base_model(
-                inputs_embeds=embedded[None],
+                inputs_embeds=start[None],
                 position_ids=row.positions[None],
                 attention_mask=None,
                 use_cache=False,
@@ -213,15 +214,17 @@ class Forward:
         return hidden.index_select(0, row.sources)
 
     def _loss(self, row: Row, hidden: Tensor, smoothing: float) -> Tensor:
-        head = self.model.get_output_embeddings()
+        module = self.model.get_output_embeddings()
         weights = row.weights
+        head, fresh = beneath(module), new_rows(module)
         if type(head) is nn.Linear:
+            apart = () if fresh is None else (fresh.values, fresh.first)
             loss: Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
-                hidden, head.weight, head.bias, row.targets, weights, smoothing, self._dtype
+                hidden, head.weight, head.bias, row.targets, weights, smoothing, self._dtype, *apart
             )
             return loss
         with self._precision.autocast():  # an adapter on the head: its own forward, all scores at once
-            scores = head(hidden).float()
+            scores = module(hidden).float()
         losses = F.cross_entropy(scores, row.targets, reduction="none", label_smoothing=smoothing)
         return (losses if weights is None else losses * weights).sum()
 
@@ -233,7 +236,7 @@ class Forward:
 
 def frozen_blocks(model: "PreTrainedModel") -> int:
     """How many of the lowest blocks nothing below or in trains: all that are, where nothing but the head trains."""
-    if any(p.requires_grad for p in input_embeddings(model).parameters()):
+    if any(p.requires_grad for p in model.get_input_embeddings().parameters()):
         return 0
     layers = blocks(model)
     inside = {id(p) for p in layers.parameters()}

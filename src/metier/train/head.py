@@ -24,7 +24,7 @@ class HeadLoss(torch.autograd.Function):
 
     hidden (T, C), weight (V, C), bias (V,) or None, targets (T,), weights (T,) float32 or None for ones. smoothing: the
     share of each target's mass that is spread over the vocabulary (Szegedy et al. 2015, arXiv 1512.00567). dtype: of
-    the products.
+    the products. fresh (n, C): stands for the rows of a frozen weight from `first` on.
     """
 
     @staticmethod
@@ -37,11 +37,19 @@ class HeadLoss(torch.autograd.Function):
         weights: Tensor | None,
         smoothing: float,
         dtype: torch.dtype,
+        fresh: Tensor | None = None,
+        first: int = 0,
     ) -> Tensor:
         """The loss, and with it all gradients."""
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        wants_any = wants_hidden or wants_weight or wants_bias
-        matrix = weight.detach().to(dtype)
+        wants_any = any(ctx.needs_input_grad)
+        matrix = weight.detach().to(dtype, copy=fresh is not None)
+        d_fresh = span = None
+        if fresh is not None:
+            span = slice(first, first + len(fresh))
+            matrix[span] = fresh.detach().to(dtype)
+            if ctx.needs_input_grad[7]:
+                d_fresh = torch.zeros(fresh.shape, dtype=torch.float32, device=fresh.device)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
@@ -61,14 +69,16 @@ class HeadLoss(torch.autograd.Function):
                 d_weight += scores.t() @ h
             if d_bias is not None:
                 d_bias += scores.sum(0, dtype=torch.float32)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+            if d_fresh is not None:
+                d_fresh += scores[:, span].t() @ h
+        ctx.save_for_backward(d_hidden, d_weight, d_bias, d_fresh)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Of hidden, weight and bias."""
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        d_hidden, d_weight, d_bias, d_fresh = ctx.saved_tensors
         scale = grads[0]
         of_weight, of_bias = ctx.dtypes
         return (
@@ -76,6 +86,8 @@ class HeadLoss(torch.autograd.Function):
             None if d_weight is None else d_weight.mul_(scale).to(of_weight),
             None if d_bias is None else d_bias.mul_(scale).to(of_bias),
             *[None] * 4,
+            None if d_fresh is None else d_fresh.mul_(scale),
+            None,
         )
 
 

@@ -22,10 +22,12 @@ from metier.core.measure import PeakMemory, Stopwatch, versions
 from metier.core.stage import Context, identity
 from metier.models.adapter import merge
 from metier.models.builtin import is_adapter
+from metier.models.extension import read_extension
 from metier.models.load import load, read_tokenizer, stored_dtype
+from metier.models.new_rows import new_rows
 from metier.models.quantized import as_linear, mark, quantized
 from metier.models.save import save_adapter, save_model
-from metier.models.shape import Parameters, cast_, input_embeddings, is_tied
+from metier.models.shape import Parameters, cast_, count_parameters, input_embeddings, is_tied, output_head
 from metier.models.stream import Convert, convert_, load_converted
 from metier.text.artifacts import write_json, write_jsonl
 from metier.train.batches import Batches, Ids, digest_of, micros, shared_prefix, size_of
@@ -86,13 +88,16 @@ def _train(stage: Training, ctx: Context) -> Mapping[str, float]:
     material = stage.material(tokenizer, length, ctx)
     if not material.dev:
         stage.refuse_without_dev()
+    extension = read_extension(folder)
+    if stage.method == "rows" and extension is not None and not extension.count:
+        return _nothing_new(stage, ctx, folder, tokenizer)
     chosen = choose_once(stage, ctx)
     precision = chosen.precision
     check_memory(stage, ctx.sources, machine_for(precision))
     with ExitStack() as stack:
         memory = stack.enter_context(PeakMemory())
         model = load_base(stage, folder, precision)
-        adapted, parameters = apply(model, stage.method, seed=stage.seed)
+        adapted, parameters = apply(model, stage.method, seed=stage.seed, extension=extension)
         if isinstance(stage.method, FreezeMethod):
             cast_((p for p in model.parameters() if p.requires_grad), torch.float32)
             cast_((p for p in model.parameters() if not p.requires_grad), precision.dtype)
@@ -101,6 +106,8 @@ def _train(stage: Training, ctx: Context) -> Mapping[str, float]:
         state = _fit(stage, ctx, model, material, chosen, length)
         if isinstance(stage.method, LoraMethod):
             save_adapter(adapted.eval(), tokenizer, ctx.out, base=ctx.source(stage.model).link)
+        elif stage.method == "rows":
+            _save_rows(folder, ctx, model, tokenizer, stop=stage.stop(tokenizer))
         else:
             _save_whole(stage, ctx, model, tokenizer)
     _write_about(stage, ctx, material, parameters, state, length)
@@ -143,10 +150,11 @@ def choose_once(stage: Training, ctx: Context) -> Chosen:
 def load_base(stage: Training, folder: Path, precision: Precision) -> "PreTrainedModel":
     """The model that is trained from, on its device.
 
-    An adapter is merged in float32. Below a LoRA all weights are then held in the type of the products, or quantised as
-    they are read. For freeze they come as they are stored, as what trains must start from exactly that.
+    An adapter is merged in float32. Below a LoRA and new rows all weights are then held in the type of the products, or
+    quantised as they are read. For freeze they come as they are stored, as what trains must start from exactly that.
     """
-    held = precision.dtype if isinstance(stage.method, LoraMethod) else torch.float32
+    frozen = isinstance(stage.method, LoraMethod) or stage.method == "rows"
+    held = precision.dtype if frozen else torch.float32
     if is_adapter(folder):
         model = merge(load(folder, dtype=torch.float32))
         cast_(model.parameters(), held)
@@ -325,6 +333,38 @@ def _save_whole(stage: Training, ctx: Context, model: "PreTrainedModel", tokeniz
         model = merge(load(folder, dtype=torch.float32))
         _put(model, trained)
     save_model(model.eval().to(stored), tokenizer, ctx.out, stop=stage.stop(tokenizer))
+
+
+def _nothing_new(stage: Training, ctx: Context, folder: Path, tokenizer: "PreTrainedTokenizerFast") -> dict[str, float]:
+    """What `method: rows` makes of a model that `extend_tokenizer` passed through: the same model."""
+    ctx.events.note("the model was passed through by extend_tokenizer, so there are no new rows to train: it stays")
+    stored = stored_dtype(folder)
+    model = merge(load(folder)).to(stored) if is_adapter(folder) else load(folder, dtype=stored).model
+    total = count_parameters(model).total
+    save_model(model.eval(), tokenizer, ctx.out, stop=stage.stop(tokenizer))
+    write_jsonl(ctx.out / "train.jsonl", [])
+    told = {"method": "rows", "parameters": {"trained": 0, "total": total}, "steps": 0, "tokens_seen": 0}
+    write_json(ctx.out / "about.json", told)
+    return {"steps": 0, "tokens": 0, "trained_parameters": 0, "total_parameters": total}
+
+
+def _save_rows(
+    folder: Path,
+    ctx: Context,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    stop: frozenset[int],
+) -> None:
+    """The base with the bits that it has on disk, and the trained rows in it."""
+    found = [new_rows(model.get_input_embeddings()), new_rows(model.get_output_embeddings())]
+    stored = stored_dtype(folder)
+    base = merge(load(folder)).to(stored) if is_adapter(folder) else load(folder, dtype=stored).model
+    with torch.no_grad():
+        for fresh, matrix in zip(found, (input_embeddings(base).weight, output_head(base).weight), strict=True):
+            assert fresh is not None
+            fresh.into(matrix.data)
+    save_model(base.eval(), tokenizer, ctx.out, stop=stop)
 
 
 def _put(model: nn.Module, values: Mapping[str, Tensor]) -> None:

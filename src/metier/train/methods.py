@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from metier.core.errors import ModelError
 from metier.core.stage import Config
 from metier.models.anatomy import Anatomy, check_targets, matching
+from metier.models.extension import Extension
 
 if TYPE_CHECKING:
     from metier.models.shape import Parameters
@@ -22,6 +23,7 @@ INT8_MULTIPLE = 8
 
 FULL_RATE = 2e-5
 LORA_RATE = 2e-4
+ROWS_RATE = 1e-3
 
 
 class Freeze(Config):
@@ -62,6 +64,9 @@ class Lora(Config):
     """Scale by alpha / sqrt(r) instead, which keeps high ranks learning (arXiv 2312.03732)."""
     dora: bool = False
     """Train directions and norms apart (arXiv 2402.09353): slower, sometimes better at low rank."""
+    new_rows: bool = False
+    """Train as well the rows of the tokens that `extend_tokenizer` added, and save them with the adapter; all other
+    rows keep their bits. false: they stay as they are."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Other ranks for some layers: regular expressions, each with its rank, that match the end of a layer's name from a
     dot on (`down_proj: 64`, `layers\\.0\\.mlp\\..*: 8`). At most one may match a layer; the rest has rank r."""
@@ -92,23 +97,43 @@ class LoraMethod(Config):
     """The adapter."""
 
 
-Method = Literal["full"] | FreezeMethod | LoraMethod
+Method = Literal["full", "rows"] | FreezeMethod | LoraMethod
 
 
 def name_of(method: Method) -> str:
-    """full, freeze or lora."""
+    """full, rows, freeze or lora."""
     if isinstance(method, FreezeMethod):
         return "freeze"
-    return "lora" if isinstance(method, LoraMethod) else "full"
+    return "lora" if isinstance(method, LoraMethod) else method
 
 
 def default_rate(method: Method) -> float:
-    """The peak learning rate where none is given: an adapter takes about ten times that of whole weights."""
+    """The peak learning rate where none is given: an adapter takes about ten times that of whole weights, new rows,
+    each of which few tokens teach, fifty times."""
+    if method == "rows":
+        return ROWS_RATE
     return LORA_RATE if isinstance(method, LoraMethod) else FULL_RATE
 
 
-def check(method: Method, anatomy: Anatomy, *, quantize: Quantize | None, where: str) -> None:
-    """Raise ModelError where the method does not fit a model. where: `step.method` or `method`."""
+def trains_new_rows(method: Method) -> bool:
+    """Whether the rows of new tokens train apart from the matrix that they stand in."""
+    return method == "rows" or (isinstance(method, LoraMethod) and method.lora.new_rows)
+
+
+def check(
+    method: Method, anatomy: Anatomy, *, quantize: Quantize | None, where: str, extension: Extension | None = None
+) -> None:
+    """Raise ModelError where the method does not fit a model. where: `step.method` or `method`.
+
+    extension: what `extend_tokenizer` added to it.
+    """
+    if trains_new_rows(method) and extension is None:
+        raise ModelError(
+            "the model's tokenizer was not extended, so there are no new rows to train",
+            where=f"{where}.lora.new_rows" if isinstance(method, LoraMethod) else where,
+            value="true" if isinstance(method, LoraMethod) else "rows",
+            cure="start from a step of kind extend_tokenizer (which passes a model through where it does not pay)",
+        )
     if isinstance(method, FreezeMethod):
         if method.freeze.blocks > anatomy.depth:
             raise ModelError(
@@ -134,6 +159,8 @@ def check(method: Method, anatomy: Anatomy, *, quantize: Quantize | None, where:
 
 def frozen_below(method: Method, anatomy: Anatomy) -> int:
     """How many of the lowest blocks lie below all that trains."""
+    if trains_new_rows(method):
+        return 0
     if isinstance(method, LoraMethod):
         targets = anatomy.names if method.lora.targets == "all-linear" else method.lora.targets
         trained = {
@@ -151,14 +178,15 @@ def frozen_below(method: Method, anatomy: Anatomy) -> int:
     return lowest
 
 
-def apply(model: Any, method: Method, *, seed: int) -> "tuple[Any, Parameters]":
-    """Make exactly the method's parameters trainable. Returns the model (a PeftModel for LoRA) and the counts.
+def apply(model: Any, method: Method, *, seed: int, extension: Extension | None = None) -> "tuple[Any, Parameters]":
+    """Make exactly the method's parameters trainable. Returns the model (a PeftModel for LoRA and rows) and the counts.
 
-    model: a transformers model, changed in place. seed: of an adapter's random half.
+    model: a transformers model, changed in place. seed: of an adapter's random half. extension: its new tokens.
     """
     import torch
 
     from metier.models.adapter import LoraSettings, add_lora
+    from metier.models.new_rows import add_rows
     from metier.models.shape import count_parameters, freeze_all_but
 
     if isinstance(method, FreezeMethod):
@@ -169,7 +197,11 @@ def apply(model: Any, method: Method, *, seed: int) -> "tuple[Any, Parameters]":
         targets = lora.targets if lora.targets == "all-linear" else tuple(lora.targets)
         settings = LoraSettings(lora.r, lora.alpha, lora.dropout, targets, lora.rslora, lora.dora, lora.rank_pattern)
         torch.manual_seed(seed)
-        adapted = add_lora(model, settings)
+        adapted = add_lora(model, settings, extension.ids if lora.new_rows and extension else ())
+        return adapted, count_parameters(adapted)
+    if method == "rows":
+        assert extension is not None
+        adapted = add_rows(model, extension.ids)
         return adapted, count_parameters(adapted)
     model.requires_grad_(True)
     return model, count_parameters(model)

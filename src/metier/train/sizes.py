@@ -112,7 +112,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Job:
-    """The settings that decide what a step takes. cache: whether the frozen lower blocks' output is kept, and where."""
+    """The settings that decide what a step takes. cache: whether the frozen lower blocks' output is kept, and where.
+
+    new_rows: how many rows of the embeddings, and of a head that is not tied, train apart from the rest.
+    """
 
     shape: Shape
     method: Method
@@ -123,17 +126,26 @@ class Job:
     keeps_best: bool = False
     cache: Literal["memory", "disk", "off"] = "off"
     device: str = "cpu"
+    new_rows: int = 0
 
     @cached_property
     def ranks(self) -> dict[str, int]:
         """The rank of each layer's adapter; empty but for LoRA."""
         return adapter_ranks(self.shape.anatomy, self.method) if isinstance(self.method, LoraMethod) else {}
 
+    @property
+    def adapts(self) -> bool:
+        """Whether what trains stands beside frozen weights: a LoRA, new rows, or both."""
+        return self.method == "rows" or isinstance(self.method, LoraMethod)
+
     @cached_property
     def trained(self) -> dict[str, int]:
         """How many numbers train, by parameter; a layer's adapter under the layer's name."""
-        if self.ranks:
-            return {name: rank * sum(self._sides(name)) for name, rank in self.ranks.items()}
+        if self.adapts:
+            rows = dict.fromkeys(("embeddings.new",), self.new_rows * self.shape.width) if self.new_rows else {}
+            if self.new_rows and not self.shape.anatomy.tied:
+                rows["head.new"] = self.new_rows * self.shape.width
+            return {name: rank * sum(self._sides(name)) for name, rank in self.ranks.items()} | rows
         if not isinstance(self.method, FreezeMethod):
             return dict(self.shape.sizes)
         return {name: size for name, size in self.shape.sizes.items() if self._unfrozen(name)}

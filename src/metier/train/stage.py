@@ -15,9 +15,10 @@ from metier.core.errors import DataError, MissingExtra, ModelError
 from metier.core.machine import Estimate, Machine
 from metier.core.stage import Config, Context, FilePattern, ModelRef, Needs, Runtime, Source, Stage
 from metier.models.anatomy import Anatomy, known
+from metier.models.extension import read_extension
 from metier.text.prompts import PromptName, read_template
 from metier.train.estimate import check_memory, of_stage
-from metier.train.methods import LoraMethod, Method, Quantize, check, default_rate, frozen_below
+from metier.train.methods import LoraMethod, Method, Quantize, check, default_rate, frozen_below, trains_new_rows
 
 if TYPE_CHECKING:
     from metier.text.chat import Tokenizer
@@ -38,7 +39,8 @@ class Training(Stage):
     model: ModelRef
     """The model to start from: a step, a built-in name, a folder or a hub id. An adapter is merged in memory first."""
     method: Method = "full"
-    """Which parameters train: full, {freeze: {blocks: N}} or {lora: {r: N, alpha: N}}."""
+    """Which parameters train: full, {freeze: {blocks: N}}, {lora: {r: N, alpha: N}}, or rows: those of the tokens that
+    `extend_tokenizer` added and nothing else, for the few hundred steps before all else trains."""
     quantize: Quantize | None = None
     """Hold the frozen base below a LoRA in fewer bits. int8: products run in int8, faster than bf16 on CPUs with VNNI
     and on GPUs, but not on CPUs with AMX (`metier doctor` measures it). 8bit, 4bit: bitsandbytes' LLM.int8 and NF4,
@@ -51,7 +53,7 @@ class Training(Stage):
     """adamw8bit: AdamW whose moments take two bytes a parameter instead of eight (bitsandbytes, CPU and CUDA).
     muon: torch's Muon for the matrices inside the blocks, AdamW for the rest; for whole weights, not for LoRA."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate. Left out: 2e-5 for full and freeze, 2e-4 for LoRA."""
+    """Peak learning rate. Left out: 2e-5 for full and freeze, 2e-4 for LoRA, 1e-3 for rows."""
     batch_size: int = Field(8, ge=1)
     """Blocks (pretrain) or examples (tune) that go through the model at once: more is faster and takes more memory."""
     accumulation: int = Field(1, ge=1)
@@ -97,6 +99,8 @@ class Training(Stage):
     @model_validator(mode="after")
     def _settings_agree(self) -> "Training":
         lora = self.method.lora if isinstance(self.method, LoraMethod) else None
+        if self.optimizer == "muon" and self.method == "rows":
+            raise ValueError("muon makes whole matrices orthogonal, and new rows are part of one: use adamw")
         if self.optimizer == "muon" and lora is not None:
             raise ValueError("muon makes whole matrices orthogonal, LoRA's factors are thin: use `optimizer: adamw`")
         if self.quantize is not None and lora is None:
@@ -113,9 +117,10 @@ class Training(Stage):
                 f"patience {self.patience} can never run out with {self.epochs} dev losses, one after each epoch: set "
                 "dev_every, or a patience below epochs"
             )
-        if self.prefix_cache != "auto" and self.method == "full":
+        if self.prefix_cache != "auto" and self.method in ("full", "rows"):
             raise ValueError(
-                "prefix_cache keeps what frozen lower blocks compute, and with `method: full` none is: leave it out "
+                f"prefix_cache keeps what frozen lower blocks compute below all that trains, and with `method: "
+                f"{self.method}` there are none: leave it out "
                 "or use `method: {freeze: {blocks: N}}`"
             )
         if self.prefix_cache in ("memory", "disk") and self.neftune is not None:
@@ -190,7 +195,8 @@ class Training(Stage):
             )
         self.length(context_of(config))
         anatomy = anatomy_of(folder, config)
-        check(self.method, anatomy, quantize=self.quantize, where="method")
+        extension = read_extension(folder) if trains_new_rows(self.method) else None
+        check(self.method, anatomy, quantize=self.quantize, where="method", extension=extension)
         if self.prefix_cache in ("memory", "disk") and frozen_below(self.method, anatomy) == 0:
             raise ModelError(
                 "no block lies below everything that trains, so there is nothing to keep",

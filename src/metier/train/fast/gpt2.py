@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from metier.models.new_rows import embedded
 from metier.train.attention import attend
 from metier.train.fast.linear import Group
 from metier.train.fast.ops import Apply, Gelu, Identity, LayerNorm, dropout
@@ -36,7 +37,7 @@ class Body:
     def embed(self, row: Row) -> Tensor:
         """(N, hidden)."""
         inner = self._inner
-        x = inner.wte(row.ids) + inner.wpe(row.positions)
+        x = embedded(inner.wte, row.ids) + inner.wpe(row.positions)
         return dropout(x, inner.drop.p if inner.training else 0.0)
 
     def context(self, row: Row) -> tuple[()]:  # noqa: ARG002

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from metier.models.new_rows import embedded
 from metier.train.attention import attend
 from metier.train.fast.linear import Group
 from metier.train.fast.ops import Apply, Identity, RmsNorm, Rotate, SwiGlu
@@ -36,8 +37,7 @@ class Body:
 
     def embed(self, row: Row) -> Tensor:
         """(N, hidden)."""
-        out: Tensor = self._inner.embed_tokens(row.ids)
-        return out
+        return embedded(self._inner.embed_tokens, row.ids)
 
     def context(self, row: Row) -> tuple[Tensor, Tensor]:
         """What every block needs to know of the row: the rotations, (N, head_dim) each."""
