@@ -18,6 +18,7 @@ from metier.export.combining import Combine, Interpolate, Residual
 from metier.export.stage import Export, Merge
 from metier.measure.metrics import METRICS, BertScore, ModelMetric, Semantic
 from metier.report.partial import FILE as PARTIAL
+from metier.tokenizer.stage import ExtendTokenizer, NewModel, TrainTokenizer
 from metier.track import TRACKERS
 from metier.track.tracker import TRAINING
 from metier.train.methods import Freeze, Lora
@@ -49,6 +50,11 @@ PARTS: dict[str, Parts] = {
         "`tune` alone": (Tune, Training.model_fields),
         "`method: {freeze: {...}}`": (Freeze, ()),
         "`method: {lora: {...}}`": (Lora, ()),
+    },
+    "tokenizer.md": {
+        "`extend_tokenizer`": (ExtendTokenizer, ()),
+        "`train_tokenizer`": (TrainTokenizer, ()),
+        "`shape` of `train_tokenizer`": (NewModel, ()),
     },
     "evaluation.md": {
         "`answer`": (Answer, ()),

@@ -1,6 +1,7 @@
 """Extension with the tokenizers of TinyLlama, GPT-2 and Llama 3 on medical text: merges, spaces, old text as before."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from extending import about, documents, extend, only_joins, shaped
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
+from metier.export.gguf.read import read_vocabulary
+from metier.export.gguf.tokens import Tokens
+from metier.export.gguf.write import write_gguf
 from metier.models.load import load, read_tokenizer
 from metier.models.shape import input_embeddings, is_tied, output_head
 
@@ -18,39 +22,46 @@ CASES = [("tinyllama", "llama", False), ("gpt2", "gpt2", True), ("llama3", "llam
 @pytest.fixture(scope="module")
 def medical(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (shared / "data" / "medquad" / "medquad_answered.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for number, line in enumerate(file) if number % 8 == 0]
+        rows = [json.loads(line) for number, line in enumerate(file) if number % 24 == 0]
     texts = [f"{row['question']}\n{row['answer']}" for row in rows]
-    return documents(tmp_path_factory.mktemp("texts") / "medical", texts[200:], heldout=texts[:200])
+    return documents(tmp_path_factory.mktemp("texts") / "medical", texts[60:], heldout=texts[:60])
 
 
 @pytest.fixture(scope="module")
 def general(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shared / "data" / "wikitext2"
     test, valid = ((folder / f"{name}.txt").read_text(encoding="utf-8").splitlines(True) for name in ("test", "valid"))
-    return documents(tmp_path_factory.mktemp("texts") / "general", test, heldout=valid)
+    return documents(tmp_path_factory.mktemp("texts") / "general", test[:1500], heldout=valid[:1500])
+
+
+@pytest.fixture(scope="module")
+def lines(shared: Path) -> list[str]:
+    """6,000 lines of medical text and 6,000 of general, each as far as its first 150 characters."""
+    with (shared / "data" / "medquad" / "medquad_answered.jsonl").open(encoding="utf-8") as file:
+        medical = [line for row in islice(file, 4000) for line in json.loads(row)["answer"].split("\n") if line]
+    general = [
+        line
+        for name in ("test", "valid")
+        for line in (shared / "data" / "wikitext2" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+        if line
+    ]
+    return [line[:150] for line in (*medical[:6000], *general[:6000])]
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize(("name", "family", "tied"), CASES, ids=[case[0] for case in CASES])
 def test_words_are_made_inside_running_text_and_old_text_is_as_before(
-    shared: Path, tmp_path: Path, medical: Path, general: Path, name: str, family: str, tied: bool
+    shared: Path, tmp_path: Path, medical: Path, general: Path, lines: list[str], name: str, family: str, tied: bool
 ):
     base = shaped(tmp_path / "base", shared / "tokenizers" / name, family, tied=tied)
-    out, seen = extend(tmp_path / "run", base, medical, general, max_new_tokens=1000, extend="always")
+    out, seen = extend(tmp_path / "run", base, medical, general, max_new_tokens=500, extend="always")
     record = about(out)
     fertility = record["fertility"]
-    assert record["new_tokens"] == 1000
-    assert fertility["domain"]["saving"] > (0.1 if name == "tinyllama" else 0.03)
+    assert record["new_tokens"] == 500
+    assert fertility["domain"]["saving"] > (0.06 if name == "tinyllama" else 0.02)
     assert abs(fertility["general"]["saving"]) < 0.005
     first = record["first_id"]
     old, new = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (base, out))
-    lines = [
-        line
-        for folder in (medical, general)
-        for split in ("train", "heldout")
-        for row in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        for line in json.loads(row)["text"].split("\n")
-    ][:14_000]
     count, fresh = only_joins(old, new, lines, first)
     assert count >= 10_000
     assert fresh > 1000
@@ -58,6 +69,11 @@ def test_words_are_made_inside_running_text_and_old_text_is_as_before(
     for matrix in (input_embeddings, output_head):
         assert torch.equal(matrix(before).weight, matrix(after).weight[:first])
     assert is_tied(after) == tied
+    write_gguf(out, tmp_path / "a.gguf", "F32")
+    tokens = Tokens(read_vocabulary(tmp_path / "a.gguf"))
+    lead = " " if name == "tinyllama" else ""  # which a plain prompt to llama.cpp writes itself
+    for line in lines[:200]:
+        assert tokens.encode(lead + line, begin=False) == new.encode(line, add_special_tokens=False).ids, line
     if name == "tinyllama":
         assert any("tokenizer.model has the new pieces too" in event.get("text", "") for event in seen)
         other = SentencePieceProcessor(model_file=str(out / "tokenizer.model"))

@@ -17,6 +17,9 @@ from metier.core.errors import Interrupted, ModelError
 from metier.core.fingerprint import tree
 from metier.core.machine import Machine
 from metier.engine.local import generate
+from metier.export.gguf.read import read_model, read_vocabulary
+from metier.export.gguf.tokens import Tokens
+from metier.export.gguf.write import write_gguf
 from metier.export.merge import merge_model
 from metier.models.extension import Extension, read_extension, write_extension
 from metier.models.load import load
@@ -120,7 +123,7 @@ def test_loss_and_gradients_are_those_of_the_plain_forward(extended: Path, name:
     with Forward(model, precision=FP32) as forward:
         loss = forward.backward([Piece.of(str(i), ids) for i, ids in enumerate(encoded)], scale=1.0)
         assert forward.flops([Piece.of("0", encoded[0])]) > 0
-    assert loss.item() == pytest.approx(float(plain), rel=1e-5)
+    assert loss.item() == pytest.approx(float(plain.detach()), rel=1e-5)
     for parameter_name, gradient in expected.items():
         assert torch.allclose(named[parameter_name].grad, gradient, atol=1e-5), parameter_name
 
@@ -129,7 +132,7 @@ def test_loss_and_gradients_are_those_of_the_plain_forward(extended: Path, name:
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_rows_alone_train_and_all_else_keeps_its_bits(tmp_path: Path, texts: Path, kind: str, dtype: torch.dtype):
     base = make_extended(tmp_path / "base", kind, dtype)
-    out = train(tmp_path / "run", base, texts, method="rows")
+    out = train(tmp_path / "run", base, texts, method="rows", batch_size=4, epochs=6)
     before, after = load(base, dtype=dtype).model, load(out, dtype=dtype).model
     extension = json.loads((out / "extension.json").read_text())
     span = slice(extension["first"], extension["first"] + extension["count"])
@@ -146,7 +149,9 @@ def test_new_rows_alone_train_and_all_else_keeps_its_bits(tmp_path: Path, texts:
     matrices = 2 if kind == "llama-untied" else 1
     assert record["method"] == "rows"
     assert record["parameters"]["trained"] == extension["count"] * 32 * matrices
-    assert record["dev_loss"]["last"] < record["dev_loss"]["before"]
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0]
 
 
 def test_saved_with_the_adapter_reloaded_and_merged_it_answers_alike(tmp_path: Path, extended: Path, texts: Path):
@@ -267,3 +272,25 @@ def test_what_the_estimate_counts_is_what_trains(tmp_path: Path, extended: Path,
     adapted, parameters = apply(load(extended).model, method, seed=0, extension=read_extension(extended))
     assert sum(job.trained.values()) == parameters.trained == count_parameters(adapted).trained
     assert job.frozen_blocks == 0
+
+
+def test_merged_and_written_as_gguf_ids_and_logits_stay(tmp_path: Path, extended: Path, texts: Path):
+    out = train(tmp_path / "run", extended, texts, method=LORA, max_steps=3)
+    merge_model(out, tmp_path / "merged")
+    loaded = load(tmp_path / "merged")
+    written = write_gguf(tmp_path / "merged", tmp_path / "a.gguf", "F32")
+    tokens = Tokens(read_vocabulary(tmp_path / "a.gguf"))
+    text = "The crab eats kelp, the squid a crab; it kelps."
+    ids = loaded.tokenizer.encode(text, add_special_tokens=False)
+    assert tokens.encode(text, begin=False) == ids
+    assert any(number in new_ids(extended) for number in ids)
+    assert written.tokens[-1].startswith("[PAD")
+    row = torch.tensor([ids])
+    with torch.no_grad():
+        assert (read_model(tmp_path / "a.gguf")(row).logits - loaded.model(row).logits).abs().max() < 1e-4
+
+
+def new_ids(folder: Path) -> range:
+    extension = read_extension(folder)
+    assert extension is not None
+    return extension.ids

@@ -61,6 +61,14 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Vocabulary:
+    """What a step did to a tokenizer. about: fertility and counts; tokens: rows {token, pieces, count}."""
+
+    about: Row
+    tokens: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
 class Step:
     """One step of the run. settings: its stage, defaults included.
 
@@ -78,6 +86,7 @@ class Step:
     training: Training | None = None
     data: Data | None = None
     pruned: tuple[Row, ...] = ()
+    vocabulary: Vocabulary | None = None
 
     @property
     def is_adapter(self) -> bool:
@@ -278,7 +287,12 @@ def _step(name: str, stage: Mapping[str, Json], artifact: Artifact, result: Resu
         pruned=tuple(_object(artifact.files / "about.json").get("points") or ())
         if record.get("kind") == "prune"
         else (),
+        vocabulary=_vocabulary(artifact) if record.get("kind") in ("extend_tokenizer", "train_tokenizer") else None,
     )
+
+
+def _vocabulary(artifact: Artifact) -> Vocabulary:
+    return Vocabulary(_object(artifact.files / "about.json"), tuple(_rows(artifact.files / "tokens.jsonl")))
 
 
 def _made_by(value: str, link: str, result: Result, by_key: dict[str, str]) -> str | None:

@@ -15,6 +15,7 @@ from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import Outcome, outcome
 from metier.report.samples import Samples, choose
 from metier.report.seen import Seen, contamination
+from metier.report.vocabularies import ablation, vocabularies
 from metier.report.wording import cut, number, visible
 
 TEXT_LIMIT = 700
@@ -65,6 +66,7 @@ def as_markdown(run: Run, board: Board) -> str:
     parts += _samples(run, choose(run, board))
     parts += _seen(contamination(run, board))
     parts += _training(run)
+    parts += _vocabularies(run, board)
     parts += _lineage(run)
     parts += _exports(run)
     parts.append("## Limits: what this does not show")
@@ -202,6 +204,41 @@ def _training(run: Run) -> Iterator[str]:
     if curves:
         yield "## Training"
         yield "\n".join(f"- {plain(curve.sentence)}" for curve in curves)
+
+
+def _vocabularies(run: Run, board: Board) -> Iterator[str]:
+    found = vocabularies(run)
+    if found:
+        yield "## Vocabulary"
+    for one in found:
+        yield f"{plain(one.step)}: {plain(one.sentence)}"
+        if one.fresh:
+            rows = [[f.text, f.words, f.per_word[0], f.per_byte[0]] for f in one.fertility]
+            yield table(["Text", "Words", "Tokens a word", "Tokens a byte"], rows, 1)
+        elif one.fertility:
+            head = ["Text", "Words", "Tokens a word, before", "after", "Tokens a byte, before", "after", "Tokens saved"]
+            yield table(head, [[f.text, f.words, *f.per_word, *f.per_byte, f.saved] for f in one.fertility], 1)
+        if one.examples:
+            rows = [[e.token, " + ".join(e.pieces), e.count] for e in one.examples]
+            yield table(["New token", "Old pieces", "Times in the measured text"], rows, 2)
+    told = ablation(run, {p.contender.name: str(p.role) for p in board.places})
+    if told is None:
+        return
+    yield "### With and without the new tokens"
+    head = ["Contender", "New rows began as"]
+    head += [part for text in told.texts for part in (f"Bits per byte, {text}", "Verdict")]
+    head += ["Tokens trained on", "Training", "Tokens an answer", "An answer"]
+    yield table(
+        head,
+        [
+            [t.name, t.rows]
+            + [part for bits, verdict in zip(t.bits, t.verdicts, strict=True) for part in (bits, verdict)]
+            + [t.tokens, t.seconds, t.answer_tokens, t.answer_seconds]
+            for t in told.twins
+        ],
+        2,
+    )
+    yield plain(told.note)
 
 
 def _lineage(run: Run) -> Iterator[str]:

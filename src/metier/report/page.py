@@ -30,6 +30,7 @@ from metier.report.plots import legend_marker
 from metier.report.samples import RIGHT, WRONG, choose
 from metier.report.seen import contamination
 from metier.report.standing import standing
+from metier.report.vocabularies import ablation, vocabularies
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEXT_LIMIT = 700
@@ -120,6 +121,8 @@ def render(run: Run, board: Board) -> str:
             training=sections.training(run),
             samples=choose(run, board),
             seen=contamination(run, board),
+            vocabularies=vocabularies(run),
+            ablation=ablation(run, {p.contender.name: str(p.role) for p in board.places}),
             thresholds=(RIGHT, WRONG),
             data=[step for step in run.steps if step.data],
             labels=[step for step in run.steps if step.training and step.training.about.get("labels")],
