@@ -287,8 +287,9 @@ def write_descriptions(path: Path) -> None:
 
 
 def metier(recipe: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "metier", "run", str(recipe), "--store", str(folder / "store")]
-    subprocess.run(command, cwd=folder, check=True)
+    program = str(Path(sys.executable).with_name("metier"))
+    places = ["--store", str(folder / "store"), "--out", str(folder / "runs")]
+    subprocess.run([program, "run", str(recipe), *places], cwd=folder, check=True)
 
 
 def files_of(folder: Path, step: str, recipe: str = "words", part: str = "files") -> Path:
