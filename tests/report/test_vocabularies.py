@@ -86,6 +86,7 @@ def test_fertility_words_and_ablation_stand_on_the_page_and_in_its_twin(tmp_path
         ):
             assert said in text, said
         assert "mean, 2,000 (words)" in text
+        assert "better (seedling)" in text
         assert "With and without the new tokens" in text
         assert "1 min 15 s" in text
     assert '<a href="#vocabulary">' in page

@@ -226,7 +226,7 @@ def _vocabularies(run: Run, board: Board) -> Iterator[str]:
         return
     yield "### With and without the new tokens"
     head = ["Contender", "New rows began as"]
-    head += [part for text in told.texts for part in (f"Bits per byte, {text}", "Verdict")]
+    head += [part for text in told.texts for part in (f"Bits per byte, {text}", "Verdict (against)")]
     head += ["Tokens trained on", "Training", "Tokens an answer", "An answer"]
     yield table(
         head,

@@ -14,6 +14,12 @@ from metier.report.wording import count, cut, duration, interval, number
 EXAMPLES = 12
 LONGEST_PIECE = 40
 NONE = "none"
+BEGAN = {
+    "mean": "Each began as the mean of its old pieces.",
+    "weighted": "Each began as the mean of its old pieces, weighted by their letters.",
+    "description": "Each began as the mean of what is written about it, or of its old pieces.",
+    "random": "Each began at random.",
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,10 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Twin:
-    """A contender of a text score. rows: how its new rows began, `none` without new ones. bits: by text. tokens,
-    seconds: of all training since the vocabulary, or since the model from outside. speed: of answering.
+    """A contender of a text score.
+
+    rows: how its new rows began, `none` without new ones. bits, verdicts: by text; a verdict names whom it is against.
+    tokens, seconds: of all training in this run. answer_tokens, answer_seconds: of a mean answer.
     """
 
     name: str
@@ -102,7 +110,7 @@ def ablation(run: Run, roles: Mapping[str, str]) -> Ablation | None:
                 roles.get(name, ""),
                 _rows(_extension(run, name, extended)),
                 tuple(f"{number(r.mean, 3)} {interval(r.low, r.high, 3)}".strip() if r else "" for r in rows),
-                tuple(_verdict(row) for row in rows),
+                tuple(_verdict(run, row) for row in rows),
                 tokens,
                 seconds,
                 answer_tokens,
@@ -149,10 +157,8 @@ def _sentence(about: Mapping[str, Any], *, fresh: bool) -> str:
         return f"Not extended: {about.get('reason', '')}. The model was passed through."
     saving = ((about.get("fertility") or {}).get("domain") or {}).get("saving")
     share = number(100 * (saving or 0), 1)
-    began = about.get("initialise", "")
-    return (
-        f"{count(about.get('new_tokens'))} new tokens save {share} % of the tokens of what was measured. Rows: {began}."
-    )
+    began = BEGAN.get(str(about.get("initialise")), "")
+    return f"{count(about.get('new_tokens'))} new tokens save {share} % of the domain's tokens. {began}"
 
 
 def _fertility(name: str, row: Mapping[str, Any], *, fresh: bool) -> Fertility:
@@ -182,8 +188,8 @@ def _rows(step: Step | None) -> str:
     return f"{about.get('initialise', '')}, {count(about.get('new_tokens'))} ({step.name})"
 
 
-def _verdict(row: Score | None) -> str:
-    return next((v.verdict for v in row.versus), "") if row else ""
+def _verdict(run: Run, row: Score | None) -> str:
+    return "; ".join(f"{v.verdict} ({run.label(v.against)})" for v in row.versus) if row else ""
 
 
 def _chain(run: Run, name: str) -> Iterator[Step]:
