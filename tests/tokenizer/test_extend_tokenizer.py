@@ -366,6 +366,7 @@ def test_bad_descriptions_are_refused_with_their_line(tmp_path: Path, marine: Pa
         ({"descriptions": "x.jsonl"}, "need one another"),
         ({"extend": "always", "min_saving": 0.1}, "min_saving has no effect"),
         ({"words": ["abc", "abc"]}, "twice"),
+        ({"general": "d"}, "name another step"),
         ({"seed": 1}, "seed is of random rows"),
         ({"max_new_tokens": 0}, "greater than or equal to 1"),
         ({"min_coutn": 3}, "Extra inputs"),
@@ -378,7 +379,9 @@ def test_settings_without_effect_are_refused(fields: dict[str, Any], named: str)
 
 def test_more_words_than_tokens_are_refused(tmp_path: Path, marine: Path):
     with pytest.raises(DataError, match="max_new_tokens allows 1"):
-        extend(tmp_path, SEEDLING, marine, words=["narwhal", "zooplankton"], max_new_tokens=1)
+        extend(tmp_path / "a", SEEDLING, marine, words=["narwhal", "zooplankton"], max_new_tokens=1)
+    with pytest.raises(DataError, match="the steps to them are"):
+        extend(tmp_path / "b", SEEDLING, marine, words=["hydroxychloroquine"], max_new_tokens=2)
 
 
 def test_nothing_to_add_passes_through_or_is_refused(tmp_path: Path, marine: Path):

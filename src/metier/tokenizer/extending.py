@@ -25,7 +25,7 @@ from metier.tokenizer.descriptions import read_descriptions
 from metier.tokenizer.extend import PIECES, Parsed, parsed, write
 from metier.tokenizer.fertility import Fertility, Seen, compare, seen
 from metier.tokenizer.initialise import Recipe, by_letters, evenly, resize
-from metier.tokenizer.kinds import pieces
+from metier.tokenizer.kinds import Kind, pieces
 from metier.tokenizer.mining import Mined, count, mine, whole_words
 from metier.tokenizer.sizes import check_size
 from metier.tokenizer.stage import ExtendTokenizer, check_model, check_rows
@@ -121,7 +121,9 @@ def _plan(stage: ExtendTokenizer, ctx: Context, folder: Path) -> Plan:
         made, added = mined.pieces, tuple(odd)
     else:
         made, added = (), tuple(dict.fromkeys([*stage.words, *mined.pieces]))[: stage.max_new_tokens]
+    _check_count(stage, len(made) + len(added))
     new = write(tokenizer, base, made, added, _fresh(ctx.scratch / "tokenizer"))
+    _check_made(kind, plain, new)
     if (new_file := ctx.scratch / "tokenizer" / PIECES).is_file():
         if added:
             new_file.unlink()
@@ -140,6 +142,29 @@ def _plan(stage: ExtendTokenizer, ctx: Context, folder: Path) -> Plan:
     found = seen(kind, made, added, old_pieces, used, base.first_id)
     tokens = (*made, *added)
     return Plan(base, tokenizer, new, tokens, tuple(map(tuple, old_pieces)), added, mined, fertility, left, found)
+
+
+def _check_count(stage: ExtendTokenizer, count: int) -> None:
+    """Refuse words of which the steps alone are more than may be added."""
+    if count > stage.max_new_tokens:
+        raise DataError(
+            f"`words` and the steps to them are {count:,} tokens, and max_new_tokens is {stage.max_new_tokens:,}",
+            where="words",
+            value=len(stage.words),
+            cure=f"set max_new_tokens to {count} or more, or use `style: added`, which takes no steps",
+        )
+
+
+def _check_made(kind: Kind, words: list[str], new: "PreTrainedTokenizerFast") -> None:
+    """Refuse words that merges do not make after all."""
+    for word in words:
+        if len(pieces(new.backend_tokenizer, kind.written(f" {word}"))) != 1:
+            raise DataError(
+                "merges do not make this word one token",
+                where="words",
+                value=word,
+                cure="leave it out, or use `style: added`",
+            )
 
 
 def _wanted(stage: ExtendTokenizer, base: Parsed, tokenizer: "PreTrainedTokenizerFast") -> tuple[list[str], list[str]]:

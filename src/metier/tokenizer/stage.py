@@ -68,6 +68,8 @@ class ExtendTokenizer(Stage):
             raise ValueError("`initialise: description` and `descriptions` need one another: give both, or neither")
         if self.min_saving is not None and self.extend == "always":
             raise ValueError("min_saving has no effect with `extend: always`: leave one of them out")
+        if self.general == self.documents:
+            raise ValueError("`general` is the text that is to stay as it is: name another step than `documents`")
         if len(set(self.words)) < len(self.words):
             raise ValueError("a word stands in `words` twice")
         if self.seed and self.initialise != "random":
