@@ -33,7 +33,9 @@ NEW = 2000
 SEEDLING_NEW = 1000
 WAYS = ("mean", "weighted", "description", "random")
 RESAMPLES = 2000
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
+ARTICLES = 1500
+"""Of the marine corpus, in its order."""
 COMMAND = "python -m benchmarks.tokenizer {}"
 
 
@@ -190,7 +192,7 @@ description: The seedling reads about the sea with the domain's own words and wi
 steps:
   articles:
     kind: documents
-    sources: [{{path: {marine}/corpus.jsonl}}]
+    sources: [{{path: {corpus}}}]
     heldout: [{{path: {marine}/corpus_heldout.jsonl}}]
     replay: {{sources: [{{path: {general}/replay.jsonl}}], ratio: 0.1}}
   general:
@@ -254,7 +256,7 @@ def seedling_recipe(folder: Path) -> str:
     """One extension a way, one training each, more seeds of the two that are compared, and the twin."""
     told = folder / "descriptions.jsonl"
     write_descriptions(told)
-    parts = [HEAD.format(marine=MARINE, general=GENERAL)]
+    parts = [head(folder)]
     contenders = ["seedling"]
     for way in WAYS:
         more = f"    descriptions: {told}\n" if way == "description" else ""
@@ -270,6 +272,14 @@ def seedling_recipe(folder: Path) -> str:
     against = ["read-plain", "read-random", *(f"read-random-{seed}" for seed in SEEDS[1:])]
     parts.append(MEASURE.format(models=", ".join(contenders), against=", ".join(against)))
     return "".join(parts)
+
+
+def head(folder: Path) -> str:
+    """The data steps."""
+    corpus = folder / "corpus.jsonl"
+    lines = (MARINE / "corpus.jsonl").read_text(encoding="utf-8").splitlines(True)
+    corpus.write_text("".join(lines[:ARTICLES]), encoding="utf-8")
+    return HEAD.format(corpus=corpus, marine=MARINE, general=GENERAL)
 
 
 def write_descriptions(path: Path) -> None:
@@ -341,7 +351,7 @@ PROMPTS, PIECES = 32, 48
 def speed(folder: Path) -> list[Row]:
     """Training seconds for the same bytes, and bytes answered a second, extended over not: medians of rounds."""
     recipe = folder / "speed.yaml"
-    parts = [HEAD.format(marine=MARINE, general=GENERAL).replace("name: words", "name: speed")]
+    parts = [head(folder).replace("name: words", "name: speed")]
     parts.append(EXTEND.format(name="words-mean", new=SEEDLING_NEW, way="mean", more=""))
     for number in range(ROUNDS):
         for name, model in (("with", "words-mean"), ("without", "seedling")):
