@@ -23,7 +23,7 @@ from metier.export import parity, quantized
 from metier.export.card import CARD, Facts, Shape, card, sizes
 from metier.export.chat_template import parts_of, publish_template
 from metier.export.gguf import llamacpp
-from metier.export.gguf.read import read_model, read_vocabulary
+from metier.export.gguf.read import File, read_model, read_vocabulary
 from metier.export.gguf.tokens import Tokens
 from metier.export.gguf.write import GGUF_TYPES, check_gguf, write_gguf
 from metier.export.history import History
@@ -222,8 +222,9 @@ class _Work:
             write_gguf(self.out, whole, "F32", name=title, check_stop=self.check_stop)
             llamacpp.quantise(whole, path, cast(llamacpp.KQuant, kind))
             whole.unlink()
-        tokens = Tokens(read_vocabulary(path))
-        seen = see(self._with(read_model(path), path), self.probe)
+        file = File(path)
+        tokens = Tokens(read_vocabulary(file))
+        seen = see(self._with(read_model(file), path), self.probe)
         chats = tuple(tuple(tokens.encode(text)) for text in self.probe.rendered)
         form = f"{GGUF}/{path.name}"
         self._add(compare(form, kind, self.seen, Seen(seen.logits, chats, seen.answers), self.probe))
