@@ -9,13 +9,14 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from metier.core.described import descriptions
 from metier.core.stage import Config
-from metier.engine.endpoint import Endpoint
+from metier.engine.endpoint import Endpoint, Prices
 from metier.evaluate.choose import Choose
 from metier.evaluate.exposure import ExposureGate
 from metier.evaluate.harness import Harness
 from metier.evaluate.stage import Answer, Perplexity, Score
 from metier.export.combining import Combine, Interpolate, Residual
 from metier.export.stage import Export, Merge
+from metier.judge.stage import Calibrate, EvidenceJudge, Judge, JudgeEndpoint, LocalJudge, Pairwise, RubricFile
 from metier.measure.metrics import METRICS, BertScore, ModelMetric, Semantic
 from metier.report.partial import FILE as PARTIAL
 from metier.tokenizer.stage import ExtendTokenizer, NewModel, TrainTokenizer
@@ -73,6 +74,16 @@ PARTS: dict[str, Parts] = {
         "`combine`": (Combine, ()),
         "`residual`": (Residual, ()),
         "`interpolate`": (Interpolate, ()),
+    },
+    "judges.md": {
+        "`judge`": (Judge, ()),
+        "a judge whose model runs here": (LocalJudge, ()),
+        "a judge behind an endpoint": (JudgeEndpoint, ()),
+        "what an endpoint costs: `prices`": (Prices, ()),
+        "the evidence judge with an encoder": (EvidenceJudge, ()),
+        "`rubric: {file: ...}`": (RubricFile, ()),
+        "`pairwise`": (Pairwise, ()),
+        "`calibrate`": (Calibrate, ()),
     },
 }
 """Page -> title of each table -> what has the settings, and those that are told elsewhere."""

@@ -16,12 +16,12 @@ from metier.core.errors import InputError, RecipeError, nearest, together
 from metier.core.explain import validate
 from metier.core.fingerprint import Json
 from metier.core.marked import parse_marked, read_marked
-from metier.core.stage import InputFiles, ModelInput, Needs, Reference, Stage, Where, references
+from metier.core.stage import InputFiles, ModelInput, Needs, Reference, Stage, Where, outside, references
 from metier.models.builtin import BUILTIN, resolve
 
 Catalogue = Mapping[str, type[Stage]]
 
-TOP_KEYS = ("name", "description", "steps")
+TOP_KEYS = ("name", "description", "offline", "steps")
 STEP_NAME = r"[a-z0-9][a-z0-9_-]*"
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 FIRST = ("documents", "examples")
@@ -42,7 +42,8 @@ class Recipe:
     """A checked recipe.
 
     path: its file, as given. steps: in running order. links: a step's references in field order.
-    places: where a value stands, as `file:line` or `--set`, by its path from the top of the recipe.
+    places: where a value stands, as `file:line` or `--set`, by its path from the top of the recipe. offline: it asks
+    nothing over a connection.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Recipe:
     steps: Mapping[str, Stage]
     links: Mapping[str, tuple[Link, ...]]
     places: Mapping[Where, str]
+    offline: bool = False
 
     @property
     def root(self) -> Path:
@@ -73,7 +75,9 @@ class Recipe:
 
     def resolved(self) -> dict[str, Json]:
         """The recipe as plain data with every default filled in."""
-        head = {"name": self.name, **({"description": self.description} if self.description else {})}
+        head: dict[str, Json] = {"name": self.name}
+        head |= {"description": self.description} if self.description else {}
+        head |= {"offline": True} if self.offline else {}
         return {**head, "steps": {name: stage.model_dump(mode="json") for name, stage in self.steps.items()}}
 
 
@@ -89,6 +93,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), catalogue: Catalogue 
     for override in overrides:
         _override(marked.value["steps"], override, places)
     steps = _build_steps(marked.value["steps"], stages, places)
+    offline = bool(marked.value.get("offline", False))
+    if offline:
+        _refuse_outside(steps, places)
     links = _wire(steps, path.absolute().parent, stages, places)
     order = _order(steps, links, places)
     return Recipe(
@@ -98,6 +105,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), catalogue: Catalogue 
         {name: steps[name] for name in order},
         {name: links[name] for name in order},
         places,
+        offline,
     )
 
 
@@ -136,6 +144,11 @@ def schema(catalogue: Catalogue | None = None) -> dict[str, Any]:
         "properties": {
             "name": {"type": "string", "pattern": f"^{RECIPE_NAME}$", "description": "Names the folder of results."},
             "description": {"type": "string", "description": "What the recipe is for, shown in its report."},
+            "offline": {
+                "type": "boolean",
+                "default": False,
+                "description": "Refuse every model behind an endpoint, one on this machine too.",
+            },
             "steps": {
                 "type": "object",
                 "description": "The steps by name.",
@@ -198,12 +211,28 @@ def _check_top(value: Json, places: Mapping[Where, str]) -> None:
         errors.append(_error(places, ("name",), "not a name for a recipe", name, cure))
     if not isinstance(text, str):
         errors.append(_error(places, ("description",), "should be text", text, "put it in quotes"))
+    if not isinstance(value.get("offline", False), bool):
+        errors.append(
+            _error(places, ("offline",), "should be true or false", value["offline"], "write `offline: true`")
+        )
     if steps is not None and not (isinstance(steps, dict) and steps):
         errors.append(
             _error(places, ("steps",), "should be a mapping of step names to steps", steps, "see `metier schema`")
         )
     if isinstance(steps, dict):
         errors += [error for name in steps for error in _check_name(name, places)]
+    if errors:
+        raise together(errors)
+
+
+def _refuse_outside(steps: Mapping[str, Stage], places: Mapping[Where, str]) -> None:
+    """An offline recipe asks nothing over a connection: what a server on this machine passes on, nobody here knows."""
+    what, cure = "the recipe is offline, and this model is behind an endpoint", "take it out, or `offline: true`"
+    errors = [
+        _error(places, ("steps", name, *where), what, getattr(one, "endpoint", None), cure)
+        for name, stage in steps.items()
+        for where, one in outside(stage)
+    ]
     if errors:
         raise together(errors)
 

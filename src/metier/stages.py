@@ -25,6 +25,8 @@ STAGES = {
     "score": "metier.evaluate.stage:Score",
     "perplexity": "metier.evaluate.stage:Perplexity",
     "export": "metier.export.stage:Export",
+    "judge": "metier.judge.stage:Judge",
+    "calibrate": "metier.judge.stage:Calibrate",
 }
 """Kind -> where its class is. `tests/test_stages.py` holds it against the classes that there are."""
 

@@ -194,6 +194,7 @@ def test_an_endpoint_answers_beside_models_and_is_asked_nothing_twice(tmp_path: 
     house.examples([conversation(i) for i in range(8)])
     with serving(StandIn(*[200] * 5, *[500] * 9)) as server:
         far = {"endpoint": server.url, "model": "tiny", "name": "far", "concurrency": 1, "tries": 2}
+        far |= {"prices": {"read": 1.0, "written": 0.0}}
         with pytest.raises(EndpointError, match="the answers that came are kept"):
             house.run(answer(models=["base", far], limit=8))
         server.script.clear()
@@ -208,6 +209,7 @@ def test_an_endpoint_answers_beside_models_and_is_asked_nothing_twice(tmp_path: 
     assert metrics["far stopped"] == 1.0
     cost = json.loads((files.parent / "measured/contenders.json").read_text())["far"]
     assert cost["tokens_read"] == 7 * 8
+    assert cost["cost"] == pytest.approx(56e-6)
     assert "first_token_p50_seconds" not in cost
     exposure = json.loads((files / "contamination.json").read_text())
     assert exposure["contenders"]["far"]["unknown"] == ["far"]

@@ -260,6 +260,38 @@ def export(
 
 
 @app.command()
+def label(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    store: StoreFolder = STORE,
+    step: Annotated[str | None, typer.Option("--step", metavar="STEP", help="The judge step, where several.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="FILE", help="Where labels go; else the calibrate step's file.")
+    ] = None,
+    who: Annotated[str | None, typer.Option("--who", metavar="NAME", help="Whose labels they are.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many answers to label.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample; one for all who label the same.")] = 0,
+    web: Annotated[bool, typer.Option("--web", help="In the browser, on this machine alone.")] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the browser's form; 0: a free one.")] = 0,
+) -> None:
+    """Label a sample of judged answers yourself, so that judges can be held against you."""
+    from metier.cli.label import start
+
+    start(
+        recipe,
+        overrides or [],
+        store,
+        step=step,
+        labels=labels,
+        who=who,
+        count=count,
+        seed=seed,
+        web=web,
+        port=port,
+    )
+
+
+@app.command()
 def convert(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A pickled file of weights: .bin, .pt, .pth, .ckpt.")],
     out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the model is written.")],

@@ -82,6 +82,9 @@ class Config(BaseModel):
     cost more than all else.
     """
 
+    elsewhere: ClassVar[bool] = False
+    """Whether it names a model that is asked over a connection, which a recipe with `offline: true` refuses."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
 
 
@@ -181,6 +184,20 @@ def references(stage: Config) -> list[Reference]:
     found: list[Reference] = []
     _walk(stage, (), lambda ref: found.append(ref))
     return found
+
+
+def outside(value: Any, where: Where = ()) -> list[tuple[Where, Config]]:
+    """What in a stage's config is `elsewhere`, and where it stands."""
+    if isinstance(value, Config):
+        found = [(where, value)] if value.elsewhere else []
+        return found + [
+            one for name in type(value).model_fields for one in outside(getattr(value, name), (*where, name))
+        ]
+    if isinstance(value, Mapping):
+        return [found for name, one in value.items() for found in outside(one, (*where, str(name)))]
+    if isinstance(value, list | tuple):
+        return [found for index, one in enumerate(value) for found in outside(one, (*where, index))]
+    return []
 
 
 def identity(stage: Config, resolve: Callable[[Reference], Json]) -> Json:

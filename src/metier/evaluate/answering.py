@@ -91,7 +91,10 @@ def _contender(ctx: Context, one: str | Endpoint, questions: Sequence[Question],
         with PeakMemory() as memory:
             _ask(ctx, one, name, kept, about, asking, memory)
         gc.collect()  # a model's modules refer to one another in circles: without this two would be in memory
-    return _write(ctx, json.loads(about.read_text(encoding="utf-8")), kept)
+    made = _write(ctx, json.loads(about.read_text(encoding="utf-8")), kept)
+    if isinstance(one, Endpoint) and one.prices is not None:
+        made.measured["cost"] = one.prices.of(made.measured["tokens_read"], made.measured["tokens_written"])
+    return made
 
 
 def _ask(

@@ -68,7 +68,7 @@ class Loaded:
     @property
     def context(self) -> int:
         """The longest sequence the model was built for, in tokens."""
-        return int(self.model.config.max_position_embeddings)
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     @property
     def is_adapter(self) -> bool:

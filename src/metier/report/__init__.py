@@ -7,6 +7,7 @@
     standing.py     the leaderboard as a table that can be sorted
     samples.py      the answers that changed most, and how they are marked
     seen.py         contamination: what of the test was seen in training
+    verdicts.py     what judges found and how far each can be trusted; judges.py: the same as the page's part
     gallery.py      which other plots there is data for; charts.py: how they are drawn
     markdown.py     the page's content as Markdown; spreadsheet.py: the leaderboard as CSV
     compare.py      any two runs, steps or contenders, item by item

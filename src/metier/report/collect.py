@@ -395,6 +395,12 @@ def _score(row: Row) -> Score:
     )
 
 
+def value_of(step: Step, file: str, *, measured: bool = False) -> Any:
+    """The JSON of a step's file; None where it has no such file."""
+    path = (step.artifact.measured if measured else step.artifact.files) / file
+    return _json(path) if path.exists() else None
+
+
 def rows_of(step: Step, file: str) -> Iterator[Row]:
     """The objects of a JSONL file of a step's artifact; none where it has no such file."""
     return _rows(step.artifact.files / file)

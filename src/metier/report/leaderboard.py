@@ -13,6 +13,7 @@ from typing import Literal
 
 from metier.core.fingerprint import Json
 from metier.report.collect import Contender, Run, Score, Scores, Step
+from metier.report.verdicts import judged_rows
 
 FORMAT = 1
 TIE_RULE = "tied: the intervals of the ranking metric overlap and no paired test between the two found a difference"
@@ -187,6 +188,7 @@ def as_json(run: Run, board: Board) -> Json:
 
 def _place(run: Run, place: Place) -> Json:
     contender = place.contender
+    told = judged_rows(run, contender.name)
     return {
         "rank": place.rank,
         "name": contender.name,
@@ -199,6 +201,7 @@ def _place(run: Run, place: Place) -> Json:
         "scores": [
             _score(scores, row) for scores in run.scores for row in scores.rows if row.contender == contender.name
         ],
+        **({"judged": told} if told else {}),
     }
 
 

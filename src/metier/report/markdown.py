@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from metier.report import sections, wording
 from metier.report.collect import Run
 from metier.report.exports import HEAD, MEANING, TRIED, exports, mixtures
+from metier.report.judges import Facts, Section, columns, judged
 from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import Outcome, outcome
 from metier.report.samples import Samples, choose
@@ -64,6 +65,7 @@ def as_markdown(run: Run, board: Board) -> str:
     for title, of_text in (("Is it better?", False), ("What was forgotten?", True)):
         parts += _blocks(title, sections.blocks(run, board, of_text=of_text))
     parts += _samples(run, choose(run, board))
+    parts += _judges(judged(run, board))
     parts += _seen(contamination(run, board))
     parts += _training(run)
     parts += _vocabularies(run, board)
@@ -94,10 +96,12 @@ def _leaderboard(run: Run, board: Board) -> Iterator[str]:
     said = wording.metric(board.metric) if board.metric else None
     head = ["Rank", "Contender", "Role", said.title if said else "Score", "95 % interval", "Tied with", "Parameters"]
     head[4] = f"{100 * board.scores.confidence:.0f} % interval" if board.scores else "Interval"
+    told = columns(run)
+    head += [f"{column.title} ({column.mark})" if column.mark else column.title for column in told]
     head += ["Median answer", "95th percentile", "First token", "Tokens a second", "Peak memory"]
     rows = []
     for place in board.places:
-        score, m = place.score, place.contender.measured
+        score, m, name = place.score, place.contender.measured, place.contender.name
         digits = said.digits if said else 2
         rows.append(
             [
@@ -108,6 +112,7 @@ def _leaderboard(run: Run, board: Board) -> Iterator[str]:
                 wording.interval(score.low, score.high, digits) if score else wording.MISSING,
                 ", ".join(run.label(name) for name in place.tied_with),
                 wording.short_count(place.contender.parameters),
+                *(f"{c.text} {c.interval}" if c else wording.MISSING for c in (t.cells.get(name) for t in told)),
                 wording.duration(m.get("p50_seconds")),
                 wording.duration(m.get("p95_seconds")),
                 wording.duration(m.get("first_token_p50_seconds")),
@@ -116,6 +121,7 @@ def _leaderboard(run: Run, board: Board) -> Iterator[str]:
             ]
         )
     yield table(head, rows, 3)
+    yield from (plain(column.note) for column in told if column.note)
     if any(p.tied_with for p in board.places):
         yield plain(TIE_RULE[:1].upper() + TIE_RULE[1:] + ".")
     final = final_model(run)
@@ -179,6 +185,49 @@ def _samples(run: Run, samples: Samples) -> Iterator[str]:
                 score = "" if said.score is None else f", {number(said.score)}"
                 yield f"{plain(run.label(said.contender))} ({said.role}{score})"
                 yield fenced(said.text)
+
+
+def _judges(found: Sequence[Section]) -> Iterator[str]:
+    if found:
+        yield "## What judges say, and whether to believe them"
+    for one in found:
+        beside = f", each answer beside that of {one.pairwise}" if one.pairwise else ""
+        yield f"### {plain(one.title)} (step {plain(one.step)}, held against {plain(one.held)}{plain(beside)})"
+        yield "\n".join(f"- **{plain(label)}**: {plain(meaning)}" for label, meaning in one.labels)
+        nobody = "No person labelled any of these answers, so nothing says how far the judges are right."
+        yield plain(one.people or nobody)
+        for judge in one.judges:
+            yield from _judge(one, judge)
+        if one.agreement:
+            yield "### Agreement between judges"
+            yield table(["Judges", "n", "Same label", "Cohen's kappa", "Gwet's AC1"], one.agreement, 1)
+        for example in one.examples[:SAMPLES]:
+            yield f"**{plain(example.why[:1].upper() + example.why[1:])}** ({plain(example.contender)})"
+            yield fenced(example.question)
+            yield "Answer"
+            yield fenced(example.answer)
+            yield "\n".join(f"- {plain(who)}: **{plain(label)}** {plain(why)}" for who, label, why in example.said)
+
+
+def _judge(section: Section, judge: Facts) -> Iterator[str]:
+    yield f"### {plain(judge.name)}" + (f": **{judge.mark}**" if judge.mark else "")
+    yield plain(judge.what[:1].upper() + judge.what[1:] + ".")
+    if judge.warnings:
+        yield "\n".join(f"- {plain(warning)}" for warning in judge.warnings)
+    good = section.labels[0][0] if section.labels else ""
+    head = ["Contender", *(label for label, _ in section.labels), "n", "Unscored", f"{good}, corrected"]
+    yield table(
+        head,
+        [
+            [row.contender, *(" ".join(cell).strip() for cell in row.cells), row.n, row.unscored, row.corrected]
+            for row in judge.shares
+        ],
+        1,
+    )
+    yield "\n".join(f"- {plain(name)}: {plain(value)}" for name, value in judge.facts)
+    if judge.confusion:
+        head = ["People say", *(f"{label}, it says" for label, _ in section.labels)]
+        yield table(head, [[label, *(times for times, _ in cells)] for label, cells in judge.confusion], 1)
 
 
 def _seen(seen: Sequence[Seen]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from metier.report import lineage, sections, wording
 from metier.report.collect import Run, Step
 from metier.report.exports import HEAD, MEANING, TRIED, exports, mixtures
 from metier.report.gallery import LENGTH_BINS, gallery
+from metier.report.judges import columns, judged
 from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import outcome
 from metier.report.plots import legend_marker
@@ -123,6 +124,8 @@ def render(run: Run, board: Board) -> str:
             seen=contamination(run, board),
             vocabularies=vocabularies(run),
             ablation=ablation(run, {p.contender.name: str(p.role) for p in board.places}),
+            judged=columns(run),
+            judges=judged(run, board),
             thresholds=(RIGHT, WRONG),
             data=[step for step in run.steps if step.data],
             labels=[step for step in run.steps if step.training and step.training.about.get("labels")],
