@@ -2,9 +2,10 @@
 
 Every contender gets the same token ids (`benchmarks.work`) and runs in its own environment (made by
 `benchmarks.peers.install`) and its own process. A round is each contender once, so that a disturbance meets all; a
-ratio is taken within a round, and the median of the rounds is reported with their lowest and highest. The speed of
-large matrix products is measured in every round as well. Tokens are the examples' own: padding and
-repeated work do not count.
+ratio is taken within a round, and the median of the rounds is reported with their lowest and highest. A long round has
+several sittings, and its first contender runs in each: the others' speed is taken beside its own there. The speed of
+large matrix products is measured in every sitting as well. Tokens are the examples' own: padding and repeated work do
+not count. With `--sittings N` a call ends after so many (exit code 75 where more are to come), and the next goes on.
 
 Figures with their bars go to `benchmarks/results/training.json`, all contenders to `benchmarks/results/training.md`.
 """
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,10 +26,13 @@ from benchmarks import work
 from benchmarks.peers import contenders as by
 from benchmarks.peers.contenders import Contender
 from benchmarks.rows import RESULTS, Row, hardware, write
+from benchmarks.sittings import Kept, Sitting
 
 HERE = Path(__file__).parent
 THREADS = 2
 ROUNDS = 2
+LEFT: int | None = None
+"""How many more sittings this call may hold."""
 LORA = {"lora": {"r": 16, "alpha": 32, "targets": "all-linear"}}
 LORA_GPT2 = {"lora": {"r": 16, "alpha": 32, "targets": ["c_attn"]}}
 ENVIRONMENT = {
@@ -59,8 +63,9 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. data, model: names in `benchmarks.work`. examples: what an optimizer step reads. steps: timed.
-    warmup: steps before. epochs: how often the rows are read in all.
+    """One comparison. data, model: names in `benchmarks.work`. sittings: who runs at one go, the first in each of them.
+    examples: what an optimizer step reads. steps: timed. warmup: steps before. epochs: how often the rows are read in
+    all.
     """
 
     name: str
@@ -68,45 +73,64 @@ class Case:
     model: str
     data: str
     method: Any
-    contenders: tuple[Contender, ...]
+    sittings: tuple[tuple[Contender, ...], ...]
     examples: int = 16
     steps: int = 1
     warmup: int = 1
     epochs: int = 1
 
+    @property
+    def contenders(self) -> tuple[Contender, ...]:
+        """All that take part, each once."""
+        return tuple({c.name: c for sitting in self.sittings for c in sitting}.values())
+
 
 @dataclass
 class Measured:
-    """What the rounds of a case gave: the results of each contender, and the speed of products, a round each."""
+    """What the rounds of a case gave. rounds: of each its sittings."""
 
     case: Case
-    results: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    peaks: list[dict[str, float]] = field(default_factory=list)
+    rounds: list[list[Sitting]]
+
+    def sat(self, contender: Contender) -> list[list[Sitting]]:
+        """The sittings in which it ran, a round each."""
+        return [[sitting for sitting in one if contender.name in sitting.results] for one in self.rounds]
+
+    def results(self, contender: Contender) -> list[dict[str, Any]]:
+        """All that its runs gave."""
+        return [sitting.results[contender.name] for one in self.sat(contender) for sitting in one]
 
     def speeds(self, contender: Contender) -> list[float]:
         """Useful tokens a second, a round each."""
-        return [r["useful_tokens"] / r["seconds"] for r in self.results[contender.name]]
+        return [median(sitting.speed(contender.name) for sitting in one) for one in self.sat(contender)]
 
     def speed(self, contender: Contender) -> float:
         """The median of its rounds."""
         return median(self.speeds(contender))
 
     def memory(self, contender: Contender) -> float:
-        """Peak resident bytes, the median of its rounds."""
-        return median(r["peak_rss_bytes"] for r in self.results[contender.name])
+        """Peak resident bytes, the median of its runs."""
+        return float(median(r["peak_rss_bytes"] for r in self.results(contender)))
 
     def cores(self, contender: Contender) -> float:
         """How many cores it was given, on average."""
-        return median(r["cpu_seconds"] / r["seconds"] for r in self.results[contender.name])
+        return float(median(r["cpu_seconds"] / r["seconds"] for r in self.results(contender)))
 
     def utilisations(self, contender: Contender) -> list[float]:
         """Arithmetic that its work needs over what large bf16 products reach in the same time, a round each."""
-        pairs = zip(self.results[contender.name], self.peaks, strict=True)
-        return [r["flops"] / r["seconds"] / peak["bfloat16"] for r, peak in pairs]
+        name = contender.name
+        return [
+            median(s.results[name]["flops"] / s.results[name]["seconds"] / s.peaks["bfloat16"] for s in one)
+            for one in self.sat(contender)
+        ]
 
     def ratios(self, contender: Contender, other: Contender) -> list[float]:
-        """Its speed over another's, a round each."""
-        return [a / b for a, b in zip(self.speeds(contender), self.speeds(other), strict=True)]
+        """Its speed over another's, a round each: each beside the first contender's in the same sitting."""
+        first = self.case.contenders[0].name
+        both = [
+            [median(s.speed(c.name) / s.speed(first) for s in one) for one in self.sat(c)] for c in (contender, other)
+        ]
+        return [a / b for a, b in zip(*both, strict=True)]
 
     def fastest_peer(self) -> Contender:
         """By the median; whichever configuration that is."""
@@ -124,14 +148,8 @@ SFT6 = Case(
     "sft",
     LORA,
     (
-        by.METIER,
-        by.LLAMAFACTORY_PACKED,
-        by.METIER_INT8,
-        by.LLAMAFACTORY,
-        by.TRL_PACKED,
-        by.TRL,
-        by.LITGPT,
-        by.NOTEBOOK,
+        (by.METIER, by.LLAMAFACTORY_PACKED, by.METIER_INT8, by.LLAMAFACTORY),
+        (by.METIER, by.TRL_PACKED, by.TRL, by.LITGPT, by.NOTEBOOK),
     ),
     steps=3,
 )
@@ -141,7 +159,10 @@ SFT22 = Case(
     "tinyllama22",
     "sft",
     LORA,
-    (by.METIER, by.LLAMAFACTORY_PACKED, by.METIER_INT8, by.LLAMAFACTORY, by.TRL_PACKED, by.NOTEBOOK),
+    (
+        (by.METIER, by.LLAMAFACTORY_PACKED, by.METIER_INT8, by.LLAMAFACTORY),
+        (by.METIER, by.TRL_PACKED, by.NOTEBOOK),
+    ),
 )
 GPT2 = Case(
     "gpt2",
@@ -149,7 +170,7 @@ GPT2 = Case(
     "gpt2",
     "gpt2",
     LORA_GPT2,
-    (by.METIER, by.TRL, by.TRL_DEFAULTS),
+    ((by.METIER, by.TRL, by.TRL_DEFAULTS),),
     steps=2,
 )
 FROZEN = Case(
@@ -159,13 +180,14 @@ FROZEN = Case(
     "causal512",
     "full",
     (
-        by.METIER_LAST_4_CACHED,
-        by.METIER_LAST_4,
-        by.METIER_FULL,
-        by.METIER_LAST_2_CACHED,
-        by.METIER_LAST_2,
-        by.METIER_LORA_4_CACHED,
-        by.METIER_LORA_4,
+        (by.METIER_LAST_4_CACHED, by.METIER_LAST_4, by.METIER_FULL),
+        (
+            by.METIER_LAST_4_CACHED,
+            by.METIER_LAST_2_CACHED,
+            by.METIER_LAST_2,
+            by.METIER_LORA_4_CACHED,
+            by.METIER_LORA_4,
+        ),
     ),
     examples=16,
     epochs=2,
@@ -176,7 +198,7 @@ SHARED = Case(
     "tinyllama6",
     "sft",
     LORA,
-    (by.METIER, by.METIER_UNSHARED),
+    ((by.METIER, by.METIER_UNSHARED),),
     steps=4,
 )
 QUANTIZED = Case(
@@ -185,7 +207,7 @@ QUANTIZED = Case(
     "tinyllama22",
     "sft",
     LORA,
-    (by.METIER_SMALL, by.METIER_SMALL_INT8, by.METIER_8BIT, by.METIER_4BIT),
+    ((by.METIER_SMALL, by.METIER_SMALL_INT8, by.METIER_8BIT, by.METIER_4BIT),),
     examples=4,
 )
 
@@ -200,7 +222,7 @@ def sft(case: Case) -> list[Row]:
         ratio(f"{case.title}, int8 base: tokens a second", found, by.METIER_INT8, peer, 3.0),
         ratio(f"{case.title}: tokens a second beside the notebook", found, by.METIER, by.NOTEBOOK, 20.0),
         share(f"{case.title}: utilisation of the bf16 GEMM peak", found.utilisations(by.METIER), 0.6),
-        Row(f"{case.title}: peak memory", memory, 1.0, "ratio", "lower", lean.name, n=ROUNDS),
+        Row(f"{case.title}: peak memory", memory, 1.0, "ratio", "lower", lean.name, n=len(found.rounds)),
     ]
 
 
@@ -213,7 +235,7 @@ def gpt2(case: Case) -> list[Row]:
 def frozen(case: Case) -> list[Row]:
     """What the cache gives to the epochs after the first, and what it all gives beside full fine-tuning."""
     found = run(case)
-    losses = [found.results[c.name][-1]["losses"] for c in (by.METIER_LAST_4_CACHED, by.METIER_LAST_4)]
+    losses = [found.results(c)[-1]["losses"] for c in (by.METIER_LAST_4_CACHED, by.METIER_LAST_4)]
     apart = max(abs(a - b) for a, b in zip(*losses, strict=True))
     title = "last 4 of 22 blocks and head, TinyLlama's shape"
     return [
@@ -226,8 +248,8 @@ def frozen(case: Case) -> list[Row]:
 def shared(case: Case) -> list[Row]:
     """How much of the saving in tokens appears as a saving in time."""
     found = run(case, rounds=5)
-    part = found.results[by.METIER.name][-1]["settings"]
-    useful = found.results[by.METIER.name][-1]["useful_tokens"]
+    last = found.results(by.METIER)[-1]
+    part, useful = last["settings"], last["useful_tokens"]
     saved = part["spared_tokens"] / useful
     each = [(1 - 1 / r) / saved for r in found.ratios(by.METIER, by.METIER_UNSHARED)]
     print(f"shared: {saved:.1%} of the tokens are spared")
@@ -255,32 +277,54 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 
 
 def main() -> None:
-    global ROUNDS
+    global ROUNDS, LEFT
     parser = argparse.ArgumentParser(description="How fast Metier trains beside other tools.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all, or some of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each contender runs")
+    parser.add_argument("--sittings", type=int, help="stop after so many; the next call goes on")
+    parser.add_argument("--fresh", action="store_true", help="begin anew where an earlier call stopped")
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))} (there are: {', '.join(PARTS)})")
-    ROUNDS = given.rounds
+    ROUNDS, LEFT = given.rounds, given.sittings
+    if given.fresh:
+        for name in given.parts or list(PARTS):
+            Kept(name).forget()
     for name in given.parts or list(PARTS):
         write("training", f"python -m benchmarks.training {name}", PARTS[name]())
 
 
 def run(case: Case, rounds: int | None = None) -> Measured:
-    """All rounds of a case; its section of the table is written when they are through."""
+    """All rounds of a case; its section of the table is written when they are through.
+
+    Raises SystemExit(75) where no more sittings may be held in this call.
+    """
+    global LEFT
     check_environments(case.contenders)
-    found = Measured(case)
+    kept = Kept(case.name)
     rounds = ROUNDS if rounds is None else rounds
-    for number in range(rounds):
-        found.peaks.append(gemm_peaks())
-        for contender in case.contenders:
-            result = run_one(case, contender)
-            found.results.setdefault(contender.name, []).append(result)
-            speed = result["useful_tokens"] / result["seconds"]
-            print(f"{case.name} {number + 1}/{rounds} {contender.name}: {speed:.1f} tokens/s", flush=True)
+    for number, seats in [(n, seats) for n in range(rounds) for seats in case.sittings][len(kept.sittings) :]:
+        if LEFT == 0:
+            print(f"{case.name}: {len(kept.sittings)} of {rounds * len(case.sittings)} sittings are through")
+            raise SystemExit(75)
+        kept.add(sit(case, seats, f"{case.name} {number + 1}/{rounds}"))
+        LEFT = None if LEFT is None else LEFT - 1
+    width = len(case.sittings)
+    found = Measured(case, [kept.sittings[n * width : (n + 1) * width] for n in range(rounds)])
     write_section(case.name, section(found))
+    kept.forget()
     return found
+
+
+def sit(case: Case, seats: Sequence[Contender], label: str) -> Sitting:
+    """Each of these once, one after the other."""
+    sitting = Sitting(gemm_peaks())
+    for contender in seats:
+        sitting.results[contender.name] = run_one(case, contender)
+        speed = sitting.speed(contender.name)
+        memory = sitting.results[contender.name]["peak_rss_bytes"] / 1e9
+        print(f"{label} {contender.name}: {speed:.1f} tokens/s, {memory:.2f} GB", flush=True)
+    return sitting
 
 
 def check_environments(contenders: Iterable[Contender]) -> None:
@@ -345,9 +389,10 @@ def share(case: str, each: Sequence[float], bar: float) -> Row:
 def section(found: Measured) -> str:
     """A case's part of the Markdown table."""
     case = found.case
-    peak = {name: median(p[name] for p in found.peaks) / 1e9 for name in found.peaks[0]}
+    peaks = [sitting.peaks for one in found.rounds for sitting in one]
+    peak = {name: median(p[name] for p in peaks) / 1e9 for name in peaks[0]}
     lines = [
-        f"{case.title}. {len(found.peaks)} rounds, {case.steps} optimizer steps of {case.examples} examples timed "
+        f"{case.title}. {len(found.rounds)} rounds, {case.steps} optimizer steps of {case.examples} examples timed "
         f"after {case.warmup} of warm-up. Large products: {peak['float32']:.0f} GFLOP/s in float32, "
         f"{peak['bfloat16']:.0f} in bf16. {hardware()}.",
         "",
@@ -356,7 +401,7 @@ def section(found: Measured) -> str:
     ]
     for contender in sorted(case.contenders, key=found.speed, reverse=True):
         speeds = found.speeds(contender)
-        known = "flops" in found.results[contender.name][0]
+        known = "flops" in found.results(contender)[0]
         used = f"{median(found.utilisations(contender)):.0%}" if known else ""
         mark = "" if found.cores(contender) >= ALONE * THREADS else " (not alone on the machine)"
         lines.append(
@@ -365,7 +410,7 @@ def section(found: Measured) -> str:
         )
     lines += ["", "Versions and settings:", ""]
     for contender in case.contenders:
-        result = found.results[contender.name][-1]
+        result = found.results(contender)[-1]
         versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
         few = f"; {contender.examples} examples a step" if contender.examples else ""
         lines.append(f"- {contender.name}: {versions}; `{json.dumps(result['settings'])}`{few}")
