@@ -2,20 +2,24 @@
 
 Each case trains a few steps through the real stage, in a process of its own, on random weights of TinyLlama's and
 GPT-2's shapes and on MedQuAD, or on the bundled seedling. What is predicted knows only the files that `metier plan`
-knows. Figures go to `benchmarks/results/training.json`; the bar is 15 %. Needs ../shared; takes a few minutes.
+knows. Figures go to `benchmarks/results/training.json`; the bar is 15 %. Needs ../shared; takes about ten minutes, with
+`--at-once N` over several calls.
 """
 
+import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import Row, write
+from benchmarks.rows import Row, hardware, write
+from benchmarks.sittings import Kept
+from benchmarks.training import write_section
 from benchmarks.work import MEDQUAD, SHARED, clean, gpt2, medquad, need_shared, tinyllama, write_weights
 
 ROWS = 160
@@ -65,29 +69,61 @@ def main() -> None:
     if len(sys.argv) == 4 and sys.argv[1] == "--child":
         print(json.dumps(child(sys.argv[2], Path(sys.argv[3]))))
         return
+    parser = argparse.ArgumentParser(description="Predicted beside measured memory, disk and time.")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="some of them, without writing rows")
+    parser.add_argument("--at-once", type=int, help="stop after so many; the next call goes on")
+    given = parser.parse_args()
     need_shared()
-    rows: list[Row] = []
+    kept, left = Kept("estimates"), given.at_once
     with tempfile.TemporaryDirectory() as folder:
-        for name in sys.argv[1:] or list(CASES):
-            found = measured(name, Path(folder))
-            predicted, peak = sum(found["predicted"].values()), found["peak"]
-            parts = ", ".join(f"{part} {size / 1e6:.0f}" for part, size in found["predicted"].items())
-            print(f"{name}: predicted {predicted / 1e6:.0f} MB ({parts}), measured {peak / 1e6:.0f}", flush=True)
-            print(
-                f"   {found['seconds_predicted']} s predicted, {found['seconds']:.1f} s taken, {found['notes']}",
-                flush=True,
-            )
-            rows.append(
-                Row(
-                    f"{name}: predicted {predicted / 1e6:.0f} MB of {peak / 1e6:.0f}",
-                    round(abs(predicted / peak - 1), 3),
-                    0.15,
-                    "share off",
-                    "lower",
-                )
-            )
-    if not sys.argv[1:]:
-        write("training", "python -m benchmarks.estimates", rows)
+        if given.cases:
+            for name in given.cases:
+                show(name, measured(name, Path(folder)))
+            return
+        for name in list(CASES)[len(kept.parts) :]:
+            if left == 0:
+                print(f"{len(kept.parts)} of {len(CASES)} are through")
+                raise SystemExit(75)
+            kept.add(measured(name, Path(folder)))
+            show(name, kept.parts[-1])
+            left = None if left is None else left - 1
+    write("training", "python -m benchmarks.estimates", list(map(row, CASES, kept.parts)))
+    write_table(kept.parts)
+    kept.forget()
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    """A case in words."""
+    predicted = sum(found["predicted"].values())
+    parts = ", ".join(f"{part} {size / 1e6:.0f}" for part, size in found["predicted"].items())
+    print(f"{name}: predicted {predicted / 1e6:.0f} MB ({parts}), measured {found['peak'] / 1e6:.0f}")
+    print(f"   {found['seconds_predicted']} s predicted, {found['seconds']:.1f} s taken, {found['notes']}", flush=True)
+
+
+def row(name: str, found: dict[str, Any]) -> Row:
+    """How far a case's predicted peak memory is off."""
+    predicted, peak = sum(found["predicted"].values()), found["peak"]
+    what = f"{name}: predicted {predicted / 1e6:.0f} MB of {peak / 1e6:.0f}"
+    return Row(what, round(abs(predicted / peak - 1), 3), 0.15, "share off", "lower")
+
+
+def write_table(found: Sequence[dict[str, Any]]) -> None:
+    """All of it as a section of training.md."""
+    lines = [
+        f"What `metier plan` predicts beside what a run took: {STEPS} optimizer steps through the real stage, times "
+        f"without loading and saving. {hardware()}.",
+        "",
+        "| step | memory predicted | measured | off by | weights predicted | written | seconds predicted | measured |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, one in zip(CASES, found, strict=True):
+        predicted, peak = sum(one["predicted"].values()), one["peak"]
+        lines.append(
+            f"| {name} | {predicted / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {predicted / peak - 1:+.1%} "
+            f"| {one['disk_predicted'] / 1e6:.1f} MB | {one['disk'] / 1e6:.1f} MB "
+            f"| {one['seconds_predicted']:.0f} | {one['trained']:.0f} |"
+        )
+    write_section("estimates", "\n".join(lines))
 
 
 def measured(name: str, folder: Path) -> dict[str, Any]:
@@ -141,6 +177,7 @@ def child(name: str, folder: Path) -> dict[str, Any]:
         "moments": {k: sum(v.values()) for k, v in costs.moments(job, read).items()},
         "peak": high_water(),
         "seconds": watch.seconds,
+        "trained": about["training_seconds"],
         "seconds_predicted": seconds,
         "disk_predicted": costs.disk(job, read)["model"],
         "disk": sum(p.stat().st_size for p in (out / "out").rglob("*.safetensors")),

@@ -1,12 +1,14 @@
-"""What was measured at one go, and how it is kept until all rounds of a case are through.
+"""What was measured at one go, and how it is kept until a whole benchmark is through.
 
-A long comparison need not hold the machine for its whole time: each sitting is kept in build/sittings/<case>.json, and
-the next call goes on behind it. What was measured with other code or on another machine is not gone on with.
+A long one need not hold the machine for its whole time: each part is kept in build/sittings/<name>.json, and the next
+call goes on behind it. What was measured with other code or on another machine is not gone on with.
 """
 
 import json
+import os
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -32,30 +34,49 @@ class Sitting:
         return float(result["useful_tokens"] / result["seconds"])
 
 
-class Kept:
-    """The sittings of a case so far. folder: where they are kept."""
+class Others:
+    """What processes other than this one and its children took of the cores since it was made. Linux."""
 
-    def __init__(self, case: str, folder: Path = KEPT):
-        self._path = folder / f"{case}.json"
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds of the clock, of all cores together, and of this process with its children."""
+        fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:]
+        busy = sum(int(fields[place]) for place in (0, 1, 2, 5, 6)) / os.sysconf("SC_CLK_TCK")
+        own = sum(os.times()[:4])
+        return time.monotonic(), busy, own
+
+    def share(self) -> float:
+        """From 0 to 1."""
+        clock, busy, own = (now - then for now, then in zip(self._now(), self._before, strict=True))
+        return max(0.0, (busy - own) / (clock * len(os.sched_getaffinity(0))))
+
+
+class Kept:
+    """The parts of a benchmark that are through, in order: anything that JSON holds. folder: where they are kept."""
+
+    def __init__(self, name: str, folder: Path = KEPT):
+        self._path = folder / f"{name}.json"
         self._key = f"{hardware()} {_digest()}"
-        self.sittings: list[Sitting] = []
+        self.parts: list[dict[str, Any]] = []
         if self._path.is_file():
             held = json.loads(self._path.read_text(encoding="utf-8"))
             if held["key"] == self._key:
-                self.sittings = [Sitting(**one) for one in held["sittings"]]
+                self.parts = held["parts"]
 
-    def add(self, sitting: Sitting) -> None:
+    def add(self, part: dict[str, Any]) -> None:
         """Keep one more."""
-        self.sittings.append(sitting)
+        self.parts.append(part)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        held = {"key": self._key, "sittings": [asdict(one) for one in self.sittings]}
         aside = self._path.with_suffix(".aside")
-        aside.write_text(json.dumps(held), encoding="utf-8")
+        aside.write_text(json.dumps({"key": self._key, "parts": self.parts}), encoding="utf-8")
         aside.rename(self._path)
 
     def forget(self) -> None:
         """Keep none."""
-        self.sittings = []
+        self.parts = []
         self._path.unlink(missing_ok=True)
 
 

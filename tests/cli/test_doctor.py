@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from metier.core.machine import Machine
+from metier.train import varlen
 from metier.train.precision import Precision
 
 doctor = import_module("metier.cli.doctor")  # the package holds a command of the same name
@@ -55,3 +56,22 @@ def test_what_quantising_means_follows_from_the_speeds():
     slow = doctor.quantize_lines(replace(SPEEDS, int8_gain=0.5), has_bitsandbytes=False)
     assert "smaller, not faster" in slow[0]
     assert all("needs the extra quant" in line for line in slow[1:])
+
+
+@pytest.mark.parametrize(
+    ("device", "has_kernel", "capability", "said"),
+    [
+        ("cpu", True, None, "in strips of queries"),
+        ("cuda", False, None, "this torch has no flash kernel"),
+        ("cuda", True, (7, 5), "needs compute capability 8.0"),
+        ("cuda", True, (8, 0), "in one call"),
+    ],
+)
+def test_how_rows_attend_follows_from_the_machine(
+    device: str, has_kernel: bool, capability: tuple[int, int] | None, said: str, monkeypatch: pytest.MonkeyPatch
+):
+    varlen.runs_on.cache_clear()
+    monkeypatch.setattr(varlen, "kernel", lambda: print if has_kernel else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    assert said in doctor.attention_line(torch.device(device))
+    varlen.runs_on.cache_clear()

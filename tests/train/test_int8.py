@@ -13,7 +13,7 @@ from metier.models.adapter import LoraSettings, add_lora
 from metier.train.batches import shared_prefix
 from metier.train.fast import ops
 from metier.train.forward import Forward, check_exact
-from metier.train.int8 import Int8Linear, Int8Weight, quantize_, quantized
+from metier.train.int8 import Int8Linear, Int8Stack, Int8Weight, joined, quantize_, quantized
 
 N, IN, OUT = 40, 64, 96
 
@@ -38,12 +38,36 @@ def test_products_are_within_two_percent(monkeypatch: pytest.MonkeyPatch, elemen
     monkeypatch.setattr(ops, "ELEMENTS", elements)
     torch.manual_seed(0)
     weight, x, dy = torch.randn(OUT, IN) * torch.rand(OUT, 1), torch.randn(N, IN), torch.randn(N, OUT)
-    held = frozen(weight)
-    assert far(held.forward(held.prepared(x)), x @ weight.t()) < 0.02
-    assert far(held.backward(dy, None), dy @ weight) < 0.02
-    into = torch.ones(N, IN)
-    assert held.backward(dy, into) is into
-    assert far(into, 1 + dy @ weight) < 0.02
+    held = Int8Stack([frozen(weight)])
+    assert far(held.forward(x)[0], x @ weight.t()) < 0.02
+    assert far(held.backward([dy]), dy @ weight) < 0.02
+
+
+@pytest.mark.parametrize("elements", [64, 2**18])
+def test_weights_that_read_the_same_are_multiplied_as_one(monkeypatch: pytest.MonkeyPatch, elements: int):
+    monkeypatch.setattr(ops, "ELEMENTS", elements)
+    torch.manual_seed(0)
+    weights = [torch.randn(rows, IN) * torch.rand(rows, 1) for rows in (OUT, 16, 32)]
+    x, grads = torch.randn(N, IN), [torch.randn(N, len(weight)) for weight in weights]
+    held = [frozen(weight) for weight in weights]
+    before = [one.parameter.clone() for one in held]
+    apart = [Int8Stack([one]).forward(x)[0] for one in held]
+    stack = Int8Stack(held)
+    assert all(torch.equal(a, b) for a, b in zip(stack.forward(x), apart, strict=True))
+    assert far(stack.backward(grads), sum(dy @ weight for dy, weight in zip(grads, weights, strict=True))) < 0.02
+    assert all(torch.equal(one.parameter, was) for one, was in zip(held, before, strict=True))
+
+
+def test_joined_weights_are_parts_of_one_matrix_and_joined_once():
+    held = [frozen(torch.randn(rows, IN)).parameter for rows in (16, 8, 24)]
+    whole = joined(held)
+    assert len({one.untyped_storage().data_ptr() for one in held}) == 1
+    assert torch.equal(whole, torch.cat(held))
+    for few in (held, held[1:], held[:2], held[1:2]):
+        again = joined(few)
+        assert torch.equal(again, torch.cat(few))
+        assert again.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    assert joined([held[2], held[0]]).untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
 
 
 def test_rounding_changes_neither_what_it_rounds_nor_more_than_half_a_step():
@@ -57,12 +81,12 @@ def test_rounding_changes_neither_what_it_rounds_nor_more_than_half_a_step():
 
 
 def test_rows_of_zeros_stay_zeros():
-    held = frozen(torch.zeros(OUT, IN))
-    assert not held.forward(held.prepared(torch.randn(N, IN))).any()
-    assert not held.backward(torch.randn(N, OUT), None).any()
-    held = frozen(torch.randn(OUT, IN))
-    assert not held.forward(held.prepared(torch.zeros(N, IN))).any()
-    assert not held.backward(torch.zeros(N, OUT), None).any()
+    held = Int8Stack([frozen(torch.zeros(OUT, IN))])
+    assert not held.forward(torch.randn(N, IN))[0].any()
+    assert not held.backward([torch.randn(N, OUT)]).any()
+    held = Int8Stack([frozen(torch.randn(OUT, IN)), frozen(torch.randn(OUT, IN))])
+    assert not held.forward(torch.zeros(N, IN))[1].any()
+    assert not held.backward([torch.zeros(N, OUT)] * 2).any()
 
 
 def test_a_layer_elsewhere_than_in_training_dequantises():

@@ -67,6 +67,7 @@ def examine(store: Path = STORE) -> None:
         ("bf16", _bf16()),
         ("products", _products(speeds)),
         ("numeric type", _choice(speeds)),
+        ("attention", attention_line(speeds.device)),
         *(("quantize", line) for line in quantize_lines(speeds, has_bitsandbytes=_has("bitsandbytes"))),
         *((f"extra {name}", _extra(name, modules)) for name, modules in EXTRAS.items()),
     ]
@@ -109,6 +110,19 @@ def quantize_lines(speeds: Speeds, *, has_bitsandbytes: bool) -> list[str]:
         f"8bit: bitsandbytes' LLM.int8, for LoRA: a byte a frozen weight, slower than {chosen}{needs}",
         f"4bit: bitsandbytes' NF4, for LoRA: half a byte a frozen weight, slower than {chosen}{needs}",
     ]
+
+
+def attention_line(device: "torch.device") -> str:
+    """How sequences that share a row attend on this machine."""
+    from metier.train import varlen
+
+    if device.type == "cpu":
+        return "each sequence of a row by itself: short ones in strips of queries, long ones by torch's fused kernel"
+    if varlen.kernel() is None:
+        return "each sequence of a row by itself: this torch has no flash kernel for sequences of many lengths"
+    if not varlen.runs_on(device):
+        return "each sequence of a row by itself: torch's flash kernel for many lengths needs compute capability 8.0"
+    return "all sequences of a row in one call of torch's flash kernel for many lengths (bf16 and fp16)"
 
 
 def _version(package: str) -> str:

@@ -12,6 +12,7 @@ and `check_exact` compares the loss of every model that is trained with the mode
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -79,14 +80,18 @@ class Forward:
         self._body = None if family is None else family.Body(model, dtype, self._through_module)
         self._stack = ExitStack()
         self._learning = False
+        self._aside: ThreadPoolExecutor | None = None
+        self._ahead: tuple[Sequence[Piece], Future[Row]] | None = None
 
     def __enter__(self) -> Self:
+        self._aside = self._stack.enter_context(ThreadPoolExecutor(1, "metier-rows"))
         small = any(isinstance(module, Packed) for module in self.model.modules())
         self._stack.enter_context(returned_memory() if small else kept_memory())
         self._stack.enter_context(_packed_attention(self.model))
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ahead = self._aside = None
         self._stack.close()
 
     @property
@@ -94,12 +99,25 @@ class Forward:
         """Where the model is."""
         return input_embeddings(self.model).weight.device
 
-    def backward(self, micro: Sequence[Piece], *, scale: float | Tensor) -> Tensor:
+    def _laid(self, micro: Sequence[Piece]) -> Row:
+        return pack(micro, self._prefix).to(self.device)
+
+    def _row(self, micro: Sequence[Piece]) -> Row:
+        """On the model's device: what was prepared, where it is that."""
+        ahead, self._ahead = self._ahead, None
+        return ahead[1].result() if ahead is not None and ahead[0] is micro else self._laid(micro)
+
+    def backward(
+        self, micro: Sequence[Piece], *, scale: float | Tensor, following: Sequence[Piece] | None = None
+    ) -> Tensor:
         """Add to every trained parameter's gradient that of `scale` x the weighted sum of the losses of all targets.
 
-        Returns the sum, unscaled: 0-dimensional, on the device, not waited for.
+        following: what is likely to be asked for next; it is laid out beside what is computed now. Returns the sum,
+        unscaled: 0-dimensional, on the device, not waited for.
         """
-        row = pack(micro, self._prefix).to(self.device)
+        row = self._row(micro)
+        if following is not None and self._aside is not None:
+            self._ahead = following, self._aside.submit(self._laid, following)
         self._learning = True
         try:
             loss = self._loss(row, self._hidden(row), self._smoothing)
@@ -110,7 +128,7 @@ class Forward:
 
     def summed_loss(self, micro: Sequence[Piece]) -> Tensor:
         """The plain sum of the losses of all targets in nats, without gradients, smoothing and noise."""
-        row = pack(micro, self._prefix).to(self.device)
+        row = self._laid(micro)
         with torch.no_grad():
             return self._loss(row, self._hidden(row), 0.0)
 

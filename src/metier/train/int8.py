@@ -9,6 +9,8 @@ there.
 Shapes: N tokens. Costs one byte a weight and 4 a row.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +36,23 @@ def quantized(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]
     return out, scales
 
 
+def quantized_together(xs: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Matrices (N, C) side by side, each one's columns first multiplied by its `columns`: int8 and its scale (N, 1)."""
+    if len(xs) == 1:
+        return quantized(xs[0], columns[0])
+    sizes = [x.shape[1] for x in xs]
+    out = torch.empty(len(xs[0]), sum(sizes), dtype=torch.int8, device=xs[0].device)
+    scales = torch.empty(len(out), 1, dtype=torch.float32, device=out.device)
+    for part in parts(out):
+        h = torch.empty(out[part].shape, dtype=torch.float32, device=out.device)
+        for place, x, by in zip(torch.split(h, sizes, 1), xs, columns, strict=True):
+            torch.mul(x[part], by, out=place)
+        scale = h.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(127)
+        scales[part] = scale
+        out[part] = h.mul_(scale.reciprocal()).round_()
+    return out, scales
+
+
 def scaled(sums: Tensor, rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> Tensor:
     """int32 sums (N, C) times scales of rows (N, 1) and columns (C,), in `dtype`."""
     out = torch.empty(sums.shape, dtype=dtype, device=sums.device)
@@ -43,27 +62,54 @@ def scaled(sums: Tensor, rows: Tensor, columns: Tensor | None, dtype: torch.dtyp
     return out
 
 
+@dataclass(frozen=True, eq=False)
 class Int8Weight:
     """A frozen matrix (out, in). parameter: int8 (out, in). scale: (out,), float32."""
 
-    def __init__(self, parameter: Tensor, scale: Tensor):
-        self.parameter = parameter
-        self.scale = scale
+    parameter: Tensor
+    scale: Tensor
 
-    def prepared(self, x: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
-        """x rounded, its scales, and its type."""
-        return *quantized(x), x.dtype
 
-    def forward(self, prepared: tuple[Tensor, Tensor, torch.dtype]) -> Tensor:
-        """x (N, in) times its transpose: (N, out)."""
-        rounded, rows, dtype = prepared
-        return scaled(torch._int_mm(rounded, self.parameter.t()), rows, self.scale, dtype)
+class Int8Stack:
+    """Weights that read the same input, in one product each way: what they read, and what comes back, is rounded once.
 
-    def backward(self, dy: Tensor, into: Tensor | None) -> Tensor:
-        """dy (N, out) times it: (N, in)."""
-        rounded, rows = quantized(dy, self.scale)
-        dx = scaled(torch._int_mm(rounded, self.parameter), rows, None, dy.dtype)
-        return dx if into is None else into.add_(dx)
+    They become parts of one matrix, without a copy that stays.
+    """
+
+    def __init__(self, weights: Sequence[Int8Weight]):
+        self._weight = joined([weight.parameter for weight in weights])
+        self._scales = [weight.scale for weight in weights]
+        self._sizes = [len(weight.parameter) for weight in weights]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x (N, in) times the transpose of each: (N, out) of each."""
+        rounded, rows = quantized(x)
+        sums = torch._int_mm(rounded, self._weight.t())
+        parts = zip(torch.split(sums, self._sizes, 1), self._scales, strict=True)
+        return [scaled(part, rows, scale, x.dtype) for part, scale in parts]
+
+    def backward(self, grads: Sequence[Tensor]) -> Tensor:
+        """The sum of each (N, out) times its weight: (N, in)."""
+        rounded, rows = quantized_together(grads, self._scales)
+        return scaled(torch._int_mm(rounded, self._weight), rows, None, grads[0].dtype)
+
+
+def joined(weights: Sequence[Tensor]) -> Tensor:
+    """Matrices of one width as one, (sum of rows, width), of which they become parts, if they are not already."""
+    first, width = weights[0], weights[0].shape[1]
+    total = sum(map(len, weights))
+    place = first.data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != place or not weight.is_contiguous():
+            break
+        place += weight.numel() * weight.element_size()
+    else:
+        if place - first.untyped_storage().data_ptr() <= first.untyped_storage().nbytes():
+            return first.detach().as_strided((total, width), (width, 1), first.storage_offset())
+    whole = torch.cat([weight.detach() for weight in weights])
+    for weight, part in zip(weights, torch.split(whole, [len(weight) for weight in weights]), strict=True):
+        weight.data = part
+    return whole
 
 
 class Int8Linear(nn.Linear):

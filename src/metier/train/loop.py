@@ -221,6 +221,7 @@ class _Loop:
     best: dict[str, Tensor] = field(default_factory=dict)
     foresight: Foresight = field(default_factory=Foresight)
     _micro: Micro = ()
+    _next: Micro | None = None
     _windows: tuple[int, list[Window]] = (-1, [])
     _last: Window = ()
     _since: tuple[int, float] = (0, 0.0)
@@ -261,7 +262,9 @@ class _Loop:
         if known is not None:
             self._pass_over(known, epoch)
             return True
-        window = self._window(epoch, state.step - (epoch_ends[epoch - 1] if epoch else 0))
+        position = state.step - (epoch_ends[epoch - 1] if epoch else 0)
+        window = self._window(epoch, position)
+        self._next = self._window(epoch, position + 1)[0] if state.step + 1 < epoch_ends[epoch] else None
         rate = self._rate(state.step, total)
         scaled = state.scale, state.steady
         loss, norm = self._gradients(window)
@@ -463,8 +466,9 @@ class _Loop:
         for index, self._micro in enumerate(window):
             self.check_stop()
             torch.manual_seed(_mix(self.course.seed, self.state.step, index))
+            following = window[index + 1] if index + 1 < len(window) else self._next
             with self.foresight.of(self._micro) if self.precision.device.type == "cpu" else nullcontext():
-                sums.append(self.forward.backward(self._micro, scale=self.state.scale / weight))
+                sums.append(self.forward.backward(self._micro, scale=self.state.scale / weight, following=following))
         self._micro = ()
         loss, norm = torch.stack([torch.stack(sums).sum() / weight, self._clipped()]).tolist()
         return loss, norm

@@ -9,9 +9,10 @@ because under causal attention what comes after a token changes nothing in it. C
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,20 @@ class Places:
 
 
 @dataclass(frozen=True, eq=False)
+class Lanes:
+    """The row's sequences end to end, each behind the prefix that it attends to: what kernels for many lengths take.
+
+    ends: where each begins and the last ends, int32. longest: of them. sources: for each place, the token that stands
+    there. places: for each token, its place. Both None where they are 0, 1, 2 ...
+    """
+
+    ends: Tensor
+    longest: int
+    sources: Tensor | None
+    places: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
     """A packed row.
 
@@ -67,7 +82,8 @@ class Row:
     sources: (T,) ascending, the tokens whose next is a target. targets: (T,). weights: (T,), None where all are 1.
     asked: (Q,) ascending, the sources and some other tokens. found: (T,), where the sources stand among them.
     queries: where the asked stand among the buckets, as a last block sees them that computes nothing else.
-    parts: each piece with the tokens of the row that hold it without the prefix, from and to.
+    parts: each piece with the tokens of the row that hold it without the prefix, from and to. lanes: where all tokens
+    stand for kernels that take many lengths at once.
     """
 
     ids: Tensor
@@ -81,6 +97,7 @@ class Row:
     targets: Tensor
     weights: Tensor | None
     parts: tuple[tuple[Piece, int, int], ...]
+    lanes: Lanes
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,13 +112,11 @@ class Row:
         return lengths
 
     def to(self, device: torch.device) -> "Row":
-        """The row on another device."""
-        if device.type == "cpu":
+        """The row on another device, on its way there: nothing waits for it."""
+        if device.type == self.ids.device.type:
             return self
         own = {field.name: getattr(self, field.name) for field in fields(self)}  # not `lengths`, which may be kept
-        moved = {name: value.to(device, non_blocking=True) for name, value in own.items() if isinstance(value, Tensor)}
-        places = {name: _moved(value, device) for name, value in own.items() if isinstance(value, Places)}
-        return Row(**(own | moved | places))
+        return Row(**{name: _moved(value, device) for name, value in own.items()})
 
 
 def opened_by(piece: Piece, prefix: Ids) -> bool:
@@ -159,6 +174,26 @@ def pack(pieces: Sequence[Piece], prefix: Ids | None = None) -> Row:
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         weights=torch.from_numpy(np.concatenate(weights)) if weighted else None,
         parts=tuple(parts),
+        lanes=_lanes(starts, shared, flags),
+    )
+
+
+def _lanes(starts: Numbers, prefix: int, opened: Sequence[bool]) -> Lanes:
+    """starts: where each sequence of the row begins, and its end. opened: which of them stand behind the prefix."""
+    spans = list(pairwise(starts.tolist()))
+    sizes = [end - start + (prefix if behind else 0) for (start, end), behind in zip(spans, opened, strict=True)]
+    ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    if not any(opened):
+        return Lanes(torch.from_numpy(ends), max(sizes), None, None)
+    sources = [
+        np.concatenate([np.arange(prefix if behind else 0), np.arange(start, end)])
+        for (start, end), behind in zip(spans, opened, strict=True)
+    ]
+    own = [np.arange(end - (b - a), end) for (a, b), end in zip(spans, ends[1:].tolist(), strict=True)]
+    return Lanes(
+        torch.from_numpy(ends),
+        max(sizes),
+        *(torch.from_numpy(np.concatenate(x).astype(np.int64)) for x in (sources, own)),
     )
 
 
@@ -235,6 +270,11 @@ def _places(buckets: list[Bucket], sources: Numbers, places: Numbers, own: Numbe
     return Places(tuple(buckets), torch.from_numpy(sources), torch.from_numpy(places), straight, owns)
 
 
-def _moved(places: Places, device: torch.device) -> Places:
-    own = None if places.own is None else places.own.to(device)
-    return Places(places.buckets, places.sources.to(device), places.places.to(device), places.straight, own)
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors on the device, from memory that its copies need not wait for; of what holds tensors a copy with these."""
+    if isinstance(value, Tensor):
+        held = value.pin_memory() if device.type == "cuda" else value
+        return held.to(device, non_blocking=True)
+    if isinstance(value, Places | Lanes):
+        return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+    return value

@@ -3,7 +3,8 @@
 y_i = x W_i^T + b_i + s_i (drop(x) A_i^T) B_i^T, the formula of LoRA (arXiv 2106.09685) as PEFT computes it, but that
 layers with one input share its dropout. Only what x comes from and the thin products are kept; what stands before the
 layers (a norm, an activation) is done again in backward. W may be of any storage (`Weight`): a parameter in another
-type is cast as it is used. What has no plain formula here (DoRA) goes through its own module.
+type is cast as it is used, those in int8 are multiplied as one matrix. What has no plain formula here (DoRA) goes
+through its own module.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from metier.models.quantized import Packed
 from metier.train.fast.ops import Apply, Before
-from metier.train.int8 import Int8Linear
+from metier.train.int8 import Int8Linear, Int8Stack, Int8Weight
 
 
 class Weight(Protocol):
@@ -26,10 +27,11 @@ class Weight(Protocol):
     def parameter(self) -> Tensor:
         """What may be trained; the others are frozen."""
 
-    def prepared(self, x: Tensor) -> Any:
-        """What `forward` takes for x (N, in): the same for all weights of its kind."""
 
-    def forward(self, prepared: Any) -> Tensor:
+class Single(Weight, Protocol):
+    """One that multiplies by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
         """x (N, in) times its transpose: (N, out)."""
 
     def backward(self, dy: Tensor, into: Tensor | None) -> Tensor:
@@ -48,13 +50,9 @@ class Dense:
         cast = self.parameter.detach().to(dtype)
         return cast.t() if self.turned else cast
 
-    def prepared(self, x: Tensor) -> Tensor:
-        """x."""
-        return x
-
-    def forward(self, prepared: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x (N, in) times its transpose: (N, out)."""
-        return F.linear(prepared, self.in_type(prepared.dtype))
+        return F.linear(x, self.in_type(x.dtype))
 
     def backward(self, dy: Tensor, into: Tensor | None) -> Tensor:
         """dy (N, out) times it: (N, in)."""
@@ -74,13 +72,9 @@ class Made:
         held: Tensor = self.layer.weight
         return held
 
-    def prepared(self, x: Tensor) -> Tensor:
-        """x."""
-        return x
-
-    def forward(self, prepared: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x (N, in) times its transpose: (N, out)."""
-        return F.linear(prepared, self.layer.dequantized(prepared.dtype))
+        return F.linear(x, self.layer.dequantized(x.dtype))
 
     def backward(self, dy: Tensor, into: Tensor | None) -> Tensor:
         """dy (N, out) times it: (N, in)."""
@@ -96,6 +90,11 @@ class Adapter:
     b: nn.Parameter
     scale: float
     dropout: float
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return len(self.a)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +136,43 @@ def resolve(module: nn.Module) -> Linear | None:
     return None
 
 
+class Stack(Protocol):
+    """The weights of several layers that read the same input, multiplied as one."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x (N, in) times the transpose of each: (N, out) of each."""
+
+    def backward(self, grads: Sequence[Tensor]) -> Tensor:
+        """The sum of each (N, out) times its weight: (N, in)."""
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Each by itself."""
+
+    weights: Sequence[Single]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x (N, in) times the transpose of each: (N, out) of each."""
+        return [weight.forward(x) for weight in self.weights]
+
+    def backward(self, grads: Sequence[Tensor]) -> Tensor:
+        """The sum of each (N, out) times its weight: (N, in)."""
+        dx: Tensor | None = None
+        for weight, dy in zip(self.weights, grads, strict=True):
+            dx = weight.backward(dy, dx)
+        assert dx is not None
+        return dx
+
+
+def stacked(weights: Sequence[Weight]) -> Stack:
+    """Weights in int8 as one matrix, others each by itself."""
+    ints = [weight for weight in weights if isinstance(weight, Int8Weight)]
+    singles = [weight for weight in weights if isinstance(weight, Dense | Made)]
+    assert not (ints and singles), "a base is in int8 or it is not"
+    return Int8Stack(ints) if ints else Apart(singles)
+
+
 class Group:
     """Layers that read the same input, and what makes that input of the block's state.
 
@@ -147,6 +183,7 @@ class Group:
         found = [resolve(module) for module in modules]
         self.linears = tuple(linear for linear in found if linear is not None)
         self.whole = len(self.linears) == len(found)
+        self._stack = stacked([linear.weight for linear in self.linears])
         self._before = before
         self._modules = modules
         self._fallback = fallback
@@ -159,7 +196,7 @@ class Group:
         training = self._modules[0].training
         flat = [t for linear in self.linears for t in _tensors(linear)]
         outs: tuple[Tensor, ...] = _Project.apply(  # type: ignore[no-untyped-call]
-            self._before, self.linears, training, len(inputs), *inputs, *flat
+            self._before, self.linears, self._stack, training, len(inputs), *inputs, *flat
         )
         return outs
 
@@ -176,70 +213,92 @@ def _tensors(linear: Linear) -> tuple[Tensor | None, ...]:
 
 
 class _Project(torch.autograd.Function):
+    """The adapters' A are one matrix here: what they read, and what its gradient is added to, is gone through once."""
+
     @staticmethod
     def forward(
-        ctx: Any, before: Before, linears: tuple[Linear, ...], training: bool, count: int, *tensors: Tensor
+        ctx: Any,
+        before: Before,
+        linears: tuple[Linear, ...],
+        stack: Stack,
+        training: bool,
+        count: int,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         inputs = tensors[:count]
         x = before.forward(*inputs)
-        outs, thins = [], []
         share = max((linear.adapter.dropout for linear in linears if linear.adapter), default=0.0) if training else 0.0
         kept = torch.rand(x.shape, device=x.device) >= share if share else None
-        dropped = x if kept is None else x * kept / (1 - share)
-        prepared: dict[type, Any] = {}
-        for linear in linears:
-            kind = type(linear.weight)
-            if kind not in prepared:
-                prepared[kind] = linear.weight.prepared(x)
-            y = linear.weight.forward(prepared[kind])
+        outs = stack.forward(x)
+        thin = _thin(linears, x if kept is None else x * kept / (1 - share))
+        start = 0
+        for linear, y in zip(linears, outs, strict=True):
             if linear.bias is not None:
                 y += linear.bias
-            if linear.adapter is not None:
-                thin = F.linear(dropped, linear.adapter.a.to(x.dtype))
-                y.addmm_(thin, linear.adapter.b.to(x.dtype).t(), alpha=linear.adapter.scale)
-                thins.append(thin)
-            outs.append(y)
-        ctx.before, ctx.linears, ctx.share, ctx.count = before, linears, share, count
-        ctx.save_for_backward(*inputs, kept, *thins)
+            if linear.adapter is not None and thin is not None:
+                own = thin[:, start : (start := start + linear.adapter.rank)]
+                y.addmm_(own, linear.adapter.b.to(x.dtype).t(), alpha=linear.adapter.scale)
+        ctx.before, ctx.linears, ctx.stack, ctx.share, ctx.count = before, linears, stack, share, count
+        ctx.save_for_backward(*inputs, kept, thin)
         return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         count: int = ctx.count
         saved = ctx.saved_tensors  # once: a checkpoint gives them out a single time
-        inputs, (kept, *thins) = saved[:count], saved[count:]
+        inputs, (kept, thin) = saved[:count], saved[count:]
         x = ctx.before.forward(*inputs)
         share: float = ctx.share
         dropped = x if kept is None else x * kept / (1 - share)
-        wanted = ctx.needs_input_grad[4:]
+        wanted = ctx.needs_input_grad[5:]
         wants_x = any(wanted[:count])
-        dx: Tensor | None = None
-        through: Tensor | None = None  # what comes through the dropout
+        dx: Tensor | None = ctx.stack.backward(grads) if wants_x else None
+        d_thin = _thin_grad(ctx.linears, grads)
+        of_a = None if d_thin is None else d_thin.t() @ dropped
+        if dx is not None and d_thin is not None:
+            a = _downs(ctx.linears, x.dtype)
+            if kept is None:
+                dx.addmm_(d_thin, a)
+            else:
+                dx += (d_thin @ a).mul_(kept).div_(1 - share)
         found: list[Tensor | None] = []
-        thin_of = iter(thins)
+        start = 0
         for index, (linear, dy) in enumerate(zip(ctx.linears, grads, strict=True)):
             wants_weight, wants_bias = wanted[count + 4 * index : count + 4 * index + 2]
             found.append(_weight_grad(linear.weight, dy, x) if wants_weight else None)
             found.append(dy.sum(0, dtype=torch.float32).to(linear.bias.dtype) if wants_bias else None)
-            if wants_x:
-                dx = linear.weight.backward(dy, dx)
             if linear.adapter is None:
                 found += [None, None]
                 continue
-            thin, adapter = next(thin_of), linear.adapter
-            d_thin = (dy @ adapter.b.to(dy.dtype)).mul_(adapter.scale)
-            found.append((d_thin.t() @ dropped).to(adapter.a.dtype))
-            found.append((dy.t() @ thin).to(adapter.b.dtype).mul_(adapter.scale))
-            if wants_x:
-                a = adapter.a.to(dy.dtype)
-                if kept is None and dx is not None:
-                    dx.addmm_(d_thin, a)
-                else:
-                    through = d_thin @ a if through is None else through.addmm_(d_thin, a)
-        if through is not None and dx is not None:
-            dx += through * kept / (1 - share)
+            adapter = linear.adapter
+            rows = slice(start, start := start + adapter.rank)
+            found.append(None if of_a is None else of_a[rows].to(adapter.a.dtype))
+            found.append((dy.t() @ thin[:, rows]).to(adapter.b.dtype).mul_(adapter.scale))
         of_inputs = ctx.before.backward(dx, *inputs) if dx is not None else (None,) * count
-        return None, None, None, None, *of_inputs, *found
+        return *[None] * 5, *of_inputs, *found
+
+
+def _downs(linears: Sequence[Linear], dtype: torch.dtype) -> Tensor:
+    """The A of all adapters: (R, in), R the sum of their ranks."""
+    found = [linear.adapter.a.to(dtype) for linear in linears if linear.adapter is not None]
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _thin(linears: Sequence[Linear], x: Tensor) -> Tensor | None:
+    """x (N, in) through the A of all adapters: (N, R); None without any."""
+    return F.linear(x, _downs(linears, x.dtype)) if any(linear.adapter for linear in linears) else None
+
+
+def _thin_grad(linears: Sequence[Linear], grads: Sequence[Tensor]) -> Tensor | None:
+    """Of that: (N, R)."""
+    found = [
+        (dy @ linear.adapter.b.to(dy.dtype)).mul_(linear.adapter.scale)
+        for linear, dy in zip(linears, grads, strict=True)
+        if linear.adapter is not None
+    ]
+    if not found:
+        return None
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def _weight_grad(weight: Weight, dy: Tensor, x: Tensor) -> Tensor:

@@ -61,9 +61,10 @@ class Block:
         self._layer = layer
         first = RmsNorm(layer.input_layernorm.variance_epsilon, dtype)
         second = RmsNorm(layer.post_attention_layernorm.variance_epsilon, dtype)
+        # the widest first: what it joins, the others take parts of
+        self._qkv = Group(first, [attention.q_proj, attention.k_proj, attention.v_proj], fallback)
         self._q = Group(first, [attention.q_proj], fallback)
         self._kv = Group(first, [attention.k_proj, attention.v_proj], fallback)
-        self._qkv = Group(first, [attention.q_proj, attention.k_proj, attention.v_proj], fallback)
         self._o = Group(Identity(), [attention.o_proj], fallback)
         self._in = Group(second, [mlp.gate_proj, mlp.up_proj], fallback)
         self._out = Group(SwiGlu(), [mlp.down_proj], fallback)

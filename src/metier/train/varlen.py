@@ -1,0 +1,79 @@
+"""Flash attention over a packed row on a GPU: one kernel call for all its sequences, however long each is.
+
+`torch.nn.attention.varlen.varlen_attn` where this torch has it with grouped keys and a scale, on Ampere or newer, in 16
+bits. Everywhere else attention goes bucket by bucket through torch's other kernels (`attention`). Which of them it is
+follows from the machine; `metier doctor` says it.
+
+Every sequence has as many keys as queries, also behind a shared prefix (whose own queries stand before each, and whose
+results there are dropped): whether a kernel lines both up at the left or at the right then makes no difference.
+
+Shapes: N tokens of the row, E places (each sequence behind its prefix), H heads, G key/value heads, D head_dim.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metier.train.rows import Row
+
+CAPABILITY = (8, 0)
+"""The first GPUs that torch's flash kernel runs on."""
+WIDEST = 256
+"""The largest head_dim that it takes."""
+MULTIPLE = 8
+"""What head_dim must be a multiple of."""
+CAUSAL = (-1, 0)
+NEEDED = {"scale", "window_size", "enable_gqa"}
+
+Kernel = Callable[..., Any]
+
+
+@cache
+def kernel() -> Kernel | None:
+    """torch's own, or None where this torch has none that fits."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if set(inspect.signature(varlen_attn).parameters) >= NEEDED else None
+
+
+def fits(q: Tensor, dropout: float) -> bool:
+    """Whether the kernel takes such queries, (N, H, D), here."""
+    if q.device.type != "cuda" or dropout or kernel() is None:
+        return False
+    width = q.shape[-1]
+    short = q.dtype in (torch.bfloat16, torch.float16) and width <= WIDEST and width % MULTIPLE == 0
+    return short and runs_on(q.device)
+
+
+@cache
+def runs_on(device: torch.device) -> bool:
+    """Whether a GPU is new enough."""
+    return torch.cuda.get_device_capability(device) >= CAPABILITY
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, row: Row, *, scale: float, only_asked: bool = False) -> Tensor:
+    """Causal attention within each sequence: q (N, H, D), k and v (N, G, D) to (N, H x D).
+
+    only_asked: q holds the row's asked tokens only, and so does the result. The others' queries are then zeros.
+    """
+    call = kernel()
+    assert call is not None
+    lanes = row.lanes
+    if only_asked:
+        q = torch.zeros(len(row), *q.shape[1:], dtype=q.dtype, device=q.device).index_copy(0, row.asked, q)
+    if lanes.sources is not None:
+        q, k, v = (x.index_select(0, lanes.sources) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    ends, longest = lanes.ends, lanes.longest
+    out: Tensor = call(q, k, v, ends, ends, longest, longest, scale=scale, window_size=CAUSAL, enable_gqa=grouped)
+    if lanes.places is not None:
+        out = out.index_select(0, lanes.places)
+    if only_asked:
+        out = out.index_select(0, row.asked)
+    return out.flatten(1)
