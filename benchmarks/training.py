@@ -5,8 +5,10 @@ Every contender gets the same token ids (`benchmarks.work`) and runs in its own 
 ratio is taken within a round, and the median of the rounds is reported with their lowest and highest. A long round has
 several sittings, and its first contender runs in each: the others' speed is taken beside its own there. The speed of
 large matrix products is measured in every sitting as well. Tokens are the examples' own: padding and repeated work do
-not count. With `--sittings N` a call ends after so many (exit code 75 where more are to come), and the next goes on, with
-a larger `--rounds` behind what is complete.
+not count. A contender that other processes disturbed runs once more.
+
+With `--sittings N` a call ends after so many (exit code 75 where more are to come), and the next goes on; one with more
+`--rounds` goes on behind what is complete.
 
 Figures with their bars go to `benchmarks/results/training.json`, all contenders to `benchmarks/results/training.md`.
 """
@@ -32,7 +34,7 @@ from benchmarks.sittings import Kept, Others, Sitting
 HERE = Path(__file__).parent
 THREADS = 2
 ROUNDS = 2
-TRIES, CALM = 3, 0.03
+TRIES, CALM = 2, 0.03
 """How often a contender is run where other processes take more than that share of the cores' time."""
 LEFT: int | None = None
 """How many more sittings this call may hold."""
