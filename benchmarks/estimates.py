@@ -21,7 +21,9 @@ from benchmarks.rows import Row, hardware, write
 from benchmarks.sittings import Kept
 from benchmarks.training import write_section
 from benchmarks.work import MEDQUAD, SHARED, clean, gpt2, medquad, need_shared, tinyllama, write_weights
+from metier.core.machine import FILE
 
+STORE = Path(".metier")
 ROWS = 160
 STEPS = 2
 LORA = {"lora": {"r": 16}}
@@ -74,6 +76,8 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, help="stop after so many; the next call goes on")
     given = parser.parse_args()
     need_shared()
+    if not (STORE / FILE).exists():  # without the speeds of products there are no times
+        subprocess.run([str(Path(sys.executable).with_name("metier")), "doctor"], check=True, stdout=subprocess.DEVNULL)
     kept, left = Kept("estimates"), given.at_once
     with tempfile.TemporaryDirectory() as folder:
         if given.cases:
@@ -90,6 +94,11 @@ def main() -> None:
     write("training", "python -m benchmarks.estimates", list(map(row, CASES, kept.parts)))
     write_table(kept.parts)
     kept.forget()
+
+
+def torch_threads() -> str:
+    """What the environment allows, as every process here has it."""
+    return os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 
 def show(name: str, found: dict[str, Any]) -> None:
@@ -110,8 +119,8 @@ def row(name: str, found: dict[str, Any]) -> Row:
 def write_table(found: Sequence[dict[str, Any]]) -> None:
     """All of it as a section of training.md."""
     lines = [
-        f"What `metier plan` predicts beside what a run took: {STEPS} optimizer steps through the real stage, times "
-        f"without loading and saving. {hardware()}.",
+        f"What `metier plan` predicts beside what a run took: {STEPS} optimizer steps through the real stage, loading "
+        f"and saving included. {hardware()}, {torch_threads()} threads.",
         "",
         "| step | memory predicted | measured | off by | weights predicted | written | seconds predicted | measured |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -121,7 +130,7 @@ def write_table(found: Sequence[dict[str, Any]]) -> None:
         lines.append(
             f"| {name} | {predicted / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {predicted / peak - 1:+.1%} "
             f"| {one['disk_predicted'] / 1e6:.1f} MB | {one['disk'] / 1e6:.1f} MB "
-            f"| {one['seconds_predicted']:.0f} | {one['trained']:.0f} |"
+            f"| {one['seconds_predicted'] or float('nan'):.0f} | {one['seconds']:.0f} |"
         )
     write_section("estimates", "\n".join(lines))
 
@@ -159,7 +168,7 @@ def child(name: str, folder: Path) -> dict[str, Any]:
     stage: Any = CATALOGUE[kind].model_validate({"model": "base", reads: "data", "max_steps": STEPS, **settings})
     place = BUILTIN.get(model, folder / model)
     sources = {"base": Source("base", (place,), str(place), "0"), "data": Source("data", (data,), str(data), "1")}
-    here = Machine.here(Path(".metier"))
+    here = Machine.here(STORE)
     job, read = estimate.described(stage, sources, here)
     predicted = costs.memory(job, read)
     seconds = costs.seconds(job, read, here)
@@ -177,7 +186,6 @@ def child(name: str, folder: Path) -> dict[str, Any]:
         "moments": {k: sum(v.values()) for k, v in costs.moments(job, read).items()},
         "peak": high_water(),
         "seconds": watch.seconds,
-        "trained": about["training_seconds"],
         "seconds_predicted": seconds,
         "disk_predicted": costs.disk(job, read)["model"],
         "disk": sum(p.stat().st_size for p in (out / "out").rglob("*.safetensors")),

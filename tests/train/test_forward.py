@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import threading
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -32,9 +34,10 @@ from metier.core.errors import ModelError
 from metier.models.adapter import LoraSettings, add_lora
 from metier.models.shape import freeze_all_but, output_head
 from metier.train import attention
-from metier.train.batches import shared_prefix, size_of, weight_of
+from metier.train.batches import Ids, Piece, shared_prefix, size_of, weight_of
 from metier.train.forward import Forward, check_exact, frozen_blocks
 from metier.train.precision import Precision
+from metier.train.rows import Row, pack
 
 KINDS = ("llama", "llama-untied", "gpt2")
 MODES = ("full", "lora", "last block", "head")
@@ -374,3 +377,28 @@ def test_the_attention_is_put_back_after_an_error():
         assert model.config._attn_implementation == "metier_packed"
         raise RuntimeError
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_next_row_is_laid_out_beside_what_is_computed(monkeypatch: pytest.MonkeyPatch):
+    first, second, third = (pieces_of("sft", lengths) for lengths in ((20, 40), (38, 41), (17, 25)))
+    model = lora("llama-untied")
+    wanted = {}
+    for micro in (first, second, third):
+        loss, gradients = packed(Forward(model, precision=FP32), micro)
+        wanted[id(micro)] = loss, gradients
+    laid: list[str] = []
+
+    def seen(pieces: Sequence[Piece], prefix: Ids | None = None) -> Row:
+        laid.append(threading.current_thread().name)
+        return pack(pieces, prefix)
+
+    monkeypatch.setattr("metier.train.forward.pack", seen)
+    with Forward(model, precision=FP32) as forward:
+        # the second was announced, the third came in another's place
+        for micro, following in ((first, second), (second, first), (third, None)):
+            loss = forward.backward(micro, scale=1 / weight_of(micro), following=following).item()
+            expected, gradients = wanted[id(micro)]
+            assert loss == expected
+            assert_same(taken_gradients(model), gradients, 0.0)
+    main = threading.main_thread().name
+    assert [name == main for name in laid] == [True, False, False, True]
