@@ -34,7 +34,7 @@ from benchmarks.sittings import Kept, Others, Sitting
 HERE = Path(__file__).parent
 THREADS = 2
 ROUNDS = 2
-TRIES, CALM = 2, 0.15
+TRIES, CALM = 2, 0.25
 """How often a contender is run where other processes take more than that share of the cores' time."""
 LEFT: int | None = None
 """How many more sittings this call may hold."""
