@@ -7,14 +7,16 @@ from exactly import FP32, pieces_of
 from torch import Tensor
 
 import fakes
-from metier.train import attention
-from metier.train.attention import attend, textbook, transformers_attention
+from metier.train import strips
+from metier.train.attention import attend, transformers_attention
 from metier.train.batches import shared_prefix
 from metier.train.forward import Forward
 from metier.train.rows import Row, pack
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
 SCALE = 0.3
+KERNELS = {"strips": 640, "in small pieces": 640, "both": 30, "fused": 8}
+"""How many keys a short sequence has at most."""
 
 
 def row_of(data: str) -> Row:
@@ -47,15 +49,15 @@ def alone(q: Tensor, k: Tensor, v: Tensor, row: Row) -> Tensor:
 
 @pytest.mark.parametrize("groups", [2, 4])
 @pytest.mark.parametrize("only_asked", [False, True])
-@pytest.mark.parametrize("kernel", ["textbook", "in small pieces", "fused"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("data", ["all", "mixed", "sparse"])
 def test_attention_is_that_of_each_sequence_alone(
     monkeypatch: pytest.MonkeyPatch, data: str, kernel: str, only_asked: bool, groups: int
 ):
-    monkeypatch.setattr(attention, "SHORT", 8 if kernel == "fused" else 640)
+    monkeypatch.setattr(strips, "SHORT", KERNELS[kernel])
     if kernel == "in small pieces":
-        monkeypatch.setattr(attention, "SCORES", 1)
-        monkeypatch.setattr(attention, "STRIP", 3)
+        monkeypatch.setattr(strips, "SCORES", 1)
+        monkeypatch.setattr(strips, "STRIP", 3)
     row = row_of(data)
     q, k, v = random_qkv(row, groups)
     asked = q.index_select(0, row.asked) if only_asked else q
@@ -66,10 +68,10 @@ def test_attention_is_that_of_each_sequence_alone(
 
 
 @pytest.mark.parametrize("only_asked", [False, True])
-@pytest.mark.parametrize("kernel", ["textbook", "in small pieces", "fused"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_gradients_are_those_of_each_sequence_alone(monkeypatch: pytest.MonkeyPatch, kernel: str, only_asked: bool):
-    monkeypatch.setattr(attention, "SHORT", 8 if kernel == "fused" else 640)
-    monkeypatch.setattr(attention, "STRIP", 3 if kernel == "in small pieces" else 64)
+    monkeypatch.setattr(strips, "SHORT", KERNELS[kernel])
+    monkeypatch.setattr(strips, "STRIP", 3 if kernel == "in small pieces" else 64)
     tuned = pieces_of("sft", (20, 17, 25))
     row = pack([*pieces_of("all", (9,)), *tuned], shared_prefix(tuned))
     qkv = random_qkv(row)
@@ -83,25 +85,31 @@ def test_gradients_are_those_of_each_sequence_alone(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_the_textbook_form_with_dropout_is_differentiated_with_the_weights_it_dropped():
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 2, 5, WIDTH, dtype=torch.double, requires_grad=True) for _ in range(3))
+@pytest.mark.parametrize("only_asked", [False, True])
+def test_with_dropout_it_is_differentiated_with_the_weights_it_dropped(only_asked: bool):
+    tuned = pieces_of("sft", (20, 17))
+    row = pack(tuned, shared_prefix(tuned))
+    q, k, v = (x.detach().double().requires_grad_() for x in random_qkv(row))
+    q = q.detach().index_select(0, row.asked).requires_grad_() if only_asked else q
+    real = slice(None) if only_asked else slice(row.parts[-1][2])
 
-    def drawn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def drawn(q: Tensor, k: Tensor, v: Tensor, share: float = 0.4) -> Tensor:
         torch.manual_seed(1)
-        return textbook(q, k, v, None, 0, SCALE, 0.4)
+        return attend(q, k, v, row, scale=SCALE, dropout=share, only_asked=only_asked)[real]
 
     assert torch.autograd.gradcheck(drawn, (q, k, v))
-    assert not torch.equal(drawn(q, k, v), textbook(q, k, v, None, 0, SCALE, 0.0))
+    assert not torch.equal(drawn(q, k, v), drawn(q, k, v, 0.0))
 
 
 def test_dropout_keeps_the_mean():
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, 2, 6, WIDTH) for _ in range(3))
-    many = [x.expand(4000, -1, -1, -1) for x in (q, k, v)]
-    mean = textbook(*many, None, 0, SCALE, 0.3).mean(0).transpose(0, 1)
-    wanted = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=SCALE)[0]
-    torch.testing.assert_close(mean, wanted, rtol=0, atol=0.06)
+    many = 4000
+    row = pack(pieces_of("all", (6,) * many))
+    q, k, v = (torch.randn(6, 2, WIDTH) for _ in range(3))
+    out = attend(*(x.repeat(-(-len(row) // 6), 1, 1)[: len(row)] for x in (q, k, v)), row, scale=SCALE, dropout=0.3)
+    mean = out[: 6 * many].view(many, 6, 2, WIDTH).mean(0)
+    wanted = F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in (q, k, v)), is_causal=True, scale=SCALE)
+    torch.testing.assert_close(mean, wanted[0].transpose(0, 1), rtol=0, atol=0.06)
 
 
 def test_what_transformers_calls_is_the_same_attention():

@@ -33,7 +33,7 @@ import fakes
 from metier.core.errors import ModelError
 from metier.models.adapter import LoraSettings, add_lora
 from metier.models.shape import freeze_all_but, output_head
-from metier.train import attention
+from metier.train import strips
 from metier.train.batches import Ids, Piece, shared_prefix, size_of, weight_of
 from metier.train.forward import Forward, check_exact, frozen_blocks
 from metier.train.precision import Precision
@@ -196,7 +196,7 @@ def test_an_architecture_without_a_fast_path_goes_through_its_own_forward(mode: 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_long_sequences_attend_by_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, kind: str, mode: str, data: str):
-    monkeypatch.setattr(attention, "SHORT", 8)
+    monkeypatch.setattr(strips, "SHORT", 8)
     pieces = pieces_of(data)
     assert_exact(Forward(prepared(kind, mode), precision=FP32, prefix=shared_prefix(pieces)), pieces)
 

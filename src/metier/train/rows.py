@@ -9,7 +9,7 @@ because under causal attention what comes after a token changes nothing in it. C
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -83,7 +83,7 @@ class Row:
     asked: (Q,) ascending, the sources and some other tokens. found: (T,), where the sources stand among them.
     queries: where the asked stand among the buckets, as a last block sees them that computes nothing else.
     parts: each piece with the tokens of the row that hold it without the prefix, from and to. lanes: where all tokens
-    stand for kernels that take many lengths at once.
+    stand for kernels that take many lengths at once. folds: what attention works out once a row.
     """
 
     ids: Tensor
@@ -98,6 +98,7 @@ class Row:
     weights: Tensor | None
     parts: tuple[tuple[Piece, int, int], ...]
     lanes: Lanes
+    folds: dict[Any, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,7 +116,7 @@ class Row:
         """The row on another device, on its way there: nothing waits for it."""
         if device.type == self.ids.device.type:
             return self
-        own = {field.name: getattr(self, field.name) for field in fields(self)}  # not `lengths`, which may be kept
+        own = {one.name: getattr(self, one.name) for one in fields(self)}  # not `lengths`, which may be kept
         return Row(**{name: _moved(value, device) for name, value in own.items()})
 
 
@@ -276,5 +277,5 @@ def _moved(value: Any, device: torch.device) -> Any:
         held = value.pin_memory() if device.type == "cuda" else value
         return held.to(device, non_blocking=True)
     if isinstance(value, Places | Lanes):
-        return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+        return replace(value, **{one.name: _moved(getattr(value, one.name), device) for one in fields(value)})
     return value
