@@ -19,6 +19,11 @@ from metier.export.stage import Export, Merge
 from metier.judge.stage import Calibrate, EvidenceJudge, Judge, JudgeEndpoint, LocalJudge, Pairwise, RubricFile
 from metier.measure.metrics import METRICS, BertScore, ModelMetric, Semantic
 from metier.report.partial import FILE as PARTIAL
+from metier.synthesize.grounding import Grounding
+from metier.synthesize.known import Knows
+from metier.synthesize.settings import Ask, FactTable
+from metier.synthesize.synthesis import Synthesize
+from metier.synthesize.templates import Template
 from metier.tokenizer.stage import ExtendTokenizer, NewModel, TrainTokenizer
 from metier.track import TRACKERS
 from metier.track.tracker import TRAINING
@@ -74,6 +79,14 @@ PARTS: dict[str, Parts] = {
         "`combine`": (Combine, ()),
         "`residual`": (Residual, ()),
         "`interpolate`": (Interpolate, ()),
+    },
+    "synthesis.md": {
+        "`synthesize`": (Synthesize, ()),
+        "`ask: {...}`": (Ask, ()),
+        "`tables: [{...}]`": (FactTable, ()),
+        "`grounding: {...}`": (Grounding, ()),
+        "a template": (Template, ()),
+        "`knows`": (Knows, ()),
     },
     "judges.md": {
         "`judge`": (Judge, ()),

@@ -13,6 +13,7 @@ STAGES = {
     "synthesize": "metier.synthesize.synthesis:Synthesize",
     "train_tokenizer": "metier.tokenizer.stage:TrainTokenizer",
     "extend_tokenizer": "metier.tokenizer.stage:ExtendTokenizer",
+    "knows": "metier.synthesize.known:Knows",
     "pretrain": "metier.train.stage:Pretrain",
     "tune": "metier.train.stage:Tune",
     "merge": "metier.export.stage:Merge",

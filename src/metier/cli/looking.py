@@ -18,6 +18,7 @@ from metier.data.stage import Documents, Examples
 from metier.evaluate.stage import Answer, Perplexity
 from metier.pipeline import Planned
 from metier.recipe import Recipe
+from metier.synthesize.synthesis import Synthesize
 from metier.text.artifacts import about, conversation_of, document_of, read_jsonl
 from metier.text.nouns import Conversation, Document
 from metier.train.stage import Training
@@ -79,7 +80,8 @@ class Leak:
 
 def is_data(step: Planned) -> bool:
     """Whether the step reads the user's data and needs no model for it."""
-    return isinstance(step.stage, Documents | Examples)
+    stage = step.stage
+    return isinstance(stage, Documents | Examples) or (isinstance(stage, Synthesize) and stage.needs_no_model)
 
 
 def make(

@@ -8,6 +8,7 @@
     samples.py      the answers that changed most, and how they are marked
     seen.py         contamination: what of the test was seen in training
     verdicts.py     what judges found and how far each can be trusted; judges.py: the same as the page's part
+    synthesized.py   pairs that were made and what a model knew of them; the page to browse them
     gallery.py      which other plots there is data for; charts.py: how they are drawn
     markdown.py     the page's content as Markdown; spreadsheet.py: the leaderboard as CSV
     compare.py      any two runs, steps or contenders, item by item

@@ -53,11 +53,17 @@ class Training:
 
 @dataclass(frozen=True)
 class Data:
-    """What came into a documents or examples step, and what was kept out. rejects: reason -> rows."""
+    """What came into a documents or examples step, and what was kept out. rejects: reason -> rows.
+
+    synthesis, asking: how its pairs were made, and what it cost to ask for them; known: what a model knew of them.
+    """
 
     counts: dict[str, int]
     replay_ratio: float | None
     rejects: dict[str, int]
+    synthesis: Row = field(default_factory=dict)
+    asking: Row = field(default_factory=dict)
+    known: Row = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -319,8 +325,15 @@ def _training(artifact: Artifact) -> Training:
 
 def _data(artifact: Artifact) -> Data:
     about = _object(artifact.files / "about.json")
-    rejects = Counter(str(row.get("reason", "")) for row in _rows(artifact.files / "rejects.jsonl"))
-    return Data(dict(about.get("counts") or {}), about.get("replay_ratio"), dict(rejects.most_common()))
+    rejects = Counter(str(row.get("kind") or row.get("reason", "")) for row in _rows(artifact.files / "rejects.jsonl"))
+    return Data(
+        dict(about.get("counts") or {}),
+        about.get("replay_ratio"),
+        dict(rejects.most_common()),
+        about.get("synthesis") or {},
+        _object(artifact.measured / "asking.json"),
+        about.get("known") or {},
+    )
 
 
 def _answers(step: Step) -> Answers:

@@ -16,6 +16,7 @@ from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import Outcome, outcome
 from metier.report.samples import Samples, choose
 from metier.report.seen import Seen, contamination
+from metier.report.synthesized import CATEGORIES, Known, Made, known, synthesized
 from metier.report.vocabularies import ablation, vocabularies
 from metier.report.wording import cut, number, visible
 
@@ -67,6 +68,7 @@ def as_markdown(run: Run, board: Board) -> str:
     parts += _samples(run, choose(run, board))
     parts += _judges(judged(run, board))
     parts += _seen(contamination(run, board))
+    parts += _synthesized(synthesized(run), known(run))
     parts += _training(run)
     parts += _vocabularies(run, board)
     parts += _lineage(run)
@@ -246,6 +248,31 @@ def _seen(seen: Sequence[Seen]) -> Iterator[str]:
         if found.pairs:
             head = ["Contender", f"{found.measure}, all", "n", f"{found.measure}, clean", "n"]
             yield table(head, [[p.name, p.everything, p.n, p.clean, p.n_clean] for p in found.pairs], 1)
+
+
+def _synthesized(made: Sequence[Made], known: Sequence[Known]) -> Iterator[str]:
+    if made or known:
+        yield "## Questions made from the material"
+    for one in made:
+        splits = ", ".join(f"{rows} in {name}" for name, rows in one.splits)
+        yield f"**{plain(one.step)}**: {one.pairs:,} pairs by {plain(one.teacher)}: {splits}."
+        yield table(["Kind of question", "Pairs"], [[title, f"{rows:,}"] for title, rows in one.kinds], 1)
+        yield "Difficulty: " + ", ".join(f"{plain(title)} {rows:,}" for title, rows in one.difficulties) + "."
+        rows = [[w, f"{part:,} of {all_:,}", f"{100 * part / max(1, all_):.0f} %"] for w, part, all_ in one.coverage]
+        yield table(["Covered", "Of all", "Share"], rows, 1)
+        if one.without:
+            more = f" and {one.more_without:,} more" if one.more_without > 0 else ""
+            yield f"No pair quotes: {plain(', '.join(one.without))}{more}."
+        if one.rejects:
+            yield table(["Left out, because", "Pairs"], [[title, f"{n:,}"] for title, n in one.rejects], 1)
+        asked = ", ".join(f"{title} {value}" for title, value in one.cost)
+        yield plain(f"Asking took: {asked}." if asked else "No model was asked, and it cost nothing.")
+    for found in known:
+        yield f"**What {plain(found.model)} knew already** ({plain(found.step)}): {plain(found.how)}."
+        head = ["Split", *[title for title, _ in CATEGORIES.values()], "Pairs"]
+        yield table(head, [[split, *counts, total] for split, counts, total in found.rows], 1)
+        if found.left_out:
+            yield f"{found.left_out:,} pairs were left out of training for it."
 
 
 def _training(run: Run) -> Iterator[str]:

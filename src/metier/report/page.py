@@ -31,6 +31,7 @@ from metier.report.plots import legend_marker
 from metier.report.samples import RIGHT, WRONG, choose
 from metier.report.seen import contamination
 from metier.report.standing import standing
+from metier.report.synthesized import CATEGORIES, browse, known, synthesized
 from metier.report.vocabularies import ablation, vocabularies
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -126,6 +127,9 @@ def render(run: Run, board: Board) -> str:
             ablation=ablation(run, {p.contender.name: str(p.role) for p in board.places}),
             judged=columns(run),
             judges=judged(run, board),
+            made=synthesized(run),
+            known=known(run),
+            categories=tuple(CATEGORIES.values()),
             thresholds=(RIGHT, WRONG),
             data=[step for step in run.steps if step.data],
             labels=[step for step in run.steps if step.training and step.training.about.get("labels")],
@@ -139,6 +143,13 @@ def render(run: Run, board: Board) -> str:
             export_words={"head": HEAD, "meaning": MEANING, "tried": TRIED},
         )
     )
+
+
+def render_pairs(run: Run, step: Step) -> str:
+    """The page on which the pairs of a step can be browsed."""
+    parts, rejects = browse(step)
+    template = environment(run.label).get_template("pairs.html.j2")
+    return template.render(run=run, step=step, parts=parts, rejects=rejects)
 
 
 def _finalize(value: Any) -> Any:

@@ -7,6 +7,7 @@
     leaderboards_full.csv    the same, a line each, for spreadsheets
     report.html              one file; opens without a network
     report.md                the same as Markdown, for a model card
+    pairs/<step>.html        the pairs of a `synthesize` step, to browse
 
 `leaderboards_partial.json`, which a run writes while answers are made (see `partial`), goes when the full one is there.
 
@@ -18,7 +19,7 @@ unchanged (same files, sizes and times) is not copied again. Costs the disk spac
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -27,9 +28,10 @@ from metier.core.fingerprint import tree
 from metier.report.collect import Result, Step, collect
 from metier.report.leaderboard import as_json, final_model, rank
 from metier.report.markdown import as_markdown
-from metier.report.page import render
+from metier.report.page import render, render_pairs
 from metier.report.partial import FILE as PARTIAL
 from metier.report.spreadsheet import leaderboard_csv
+from metier.report.synthesized import page_of
 from metier.report.writing import write_whole
 
 
@@ -42,6 +44,7 @@ def publish(result: Result, recipe: str, out: Path, *, description: str = "") ->
     run = collect(result, recipe, description)
     board = rank(run)
     page, document, sheet = render(run, board), as_markdown(run, board), leaderboard_csv(run, board)
+    pairs = {page_of(step): render_pairs(run, step) for step in run.steps if step.data and step.data.synthesis}
     table = json.dumps(as_json(run, board), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     final = final_model(run)
@@ -55,9 +58,23 @@ def publish(result: Result, recipe: str, out: Path, *, description: str = "") ->
         write_whole(out / "leaderboards_full.json", table)
         write_whole(out / "leaderboards_full.csv", sheet)
         write_whole(out / "report.md", document)
+        _write_pages(out, pairs)
         write_whole(out / "report.html", page)
         (out / PARTIAL).unlink(missing_ok=True)
     return out / "report.html"
+
+
+def _write_pages(out: Path, pages: Mapping[str, str]) -> None:
+    """Make `pairs/` hold these pages and no other."""
+    folder = out / "pairs"
+    if not pages:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    folder.mkdir(exist_ok=True)
+    for path, page in pages.items():
+        write_whole(out / path, page)
+    for stale in set(folder.iterdir()) - {out / path for path in pages}:
+        stale.unlink()
 
 
 def _place(target: Path, steps: Iterable[Step], *, flat: bool) -> None:

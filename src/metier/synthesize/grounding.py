@@ -103,7 +103,7 @@ def _grounded(pair: Pair, rules: Grounding) -> tuple[str, str] | None:
     if rules.by_itself and (found := _PAGE.search(pair.question)):
         return "does not stand by itself", f"the question speaks of {found[0]!r}"
     known = " ".join([*pair.evidence, pair.question])
-    strange = sorted(_digits(pair.answer) - _digits(known))
+    strange = sorted(numbers(pair.answer) - numbers(known))
     if strange:
         return "number not in the evidence", ", ".join(strange)
     said = content(pair.answer)
@@ -125,19 +125,28 @@ def even(text: str) -> str:
 
 
 def content(text: str) -> set[str]:
-    """The words that say something, in a rough singular: a plural's `s` is dropped from words of four letters on."""
+    """The words that say something, without the commonest English endings."""
     return {
         _stem(word) for word in words(text) if word not in STOPWORDS and not word.isdigit() and word not in _AS_DIGITS
     }
 
 
 def _stem(word: str) -> str:
+    """An English word without the commonest endings: `crosses`, `crossed` and `crossing` become `cross`."""
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+    for ending in ("sses", "shes", "ches", "xes"):
+        if word.endswith(ending):
+            return word[:-2]
+    for ending, least in (("ing", 6), ("ed", 5), ("s", 4)):
+        if len(word) >= least and word.endswith(ending) and not word.endswith("ss"):
+            word = word[: -len(ending)]
+            break
+    return word[:-1] if len(word) > 3 and word.endswith("e") else word
 
 
-def _digits(text: str) -> set[str]:
-    """The numbers of a text, without thousands separators; small ones in words too."""
+def numbers(text: str) -> set[str]:
+    """The numbers of a text, without thousands separators, small ones in words among them (but `one`, which seldom is
+    a number)."""
     found = {re.sub(r",(?=\d{3}\b)", "", number).rstrip(".,") for number in _NUMBER.findall(text)}
     return found | {_AS_DIGITS[word] for word in words(text) if word in _AS_DIGITS and word != "one"}

@@ -30,6 +30,16 @@ if TYPE_CHECKING:
     from metier.synthesize.synthesis import Synthesize
 
 TICK = 500
+COUNTED_AS = {
+    "asked before": "repeated",
+    "asked before with another answer": "repeated",
+    "nearly asked before": "near",
+    "joins documents of two splits": "leaked",
+    "seen in testing": "contaminated",
+    "kept out for other steps": "kept_out",
+    "beyond count": "filtered",
+}
+"""What the kinds of rejects count as beside those of other data steps; any other is `rejected`."""
 
 
 @dataclass
@@ -70,8 +80,11 @@ def from_tables(tables: Sequence[FactTable], sheets: Sequence[Sheet], seed: int)
 
 def make(stage: "Synthesize", ctx: Context) -> dict[str, float]:
     """Write the artifact. Returns how many pairs each split has, and how many were left out."""
-    material = from_tables(stage.tables, stage.sheets(ctx.sources), stage.seed)
-    return finish(stage, ctx, material)
+    if stage.tables:
+        return finish(stage, ctx, from_tables(stage.tables, stage.sheets(ctx.sources), stage.seed))
+    from metier.synthesize.asking import from_teacher
+
+    return finish(stage, ctx, from_teacher(stage, ctx))
 
 
 def finish(stage: "Synthesize", ctx: Context, material: Material) -> dict[str, float]:
@@ -117,7 +130,7 @@ def _write(
             "replay_ratio": 0.0,
             "counts": counts,
             "rows_read": len(pairs) + rejected,
-            "rejected": rejected,
+            **_left_out(kinds),
             "characters": {name: _characters(split) for name, split in rows.items()},
             "groups": {name: count_by([pair.type for pair in split]) for name, split in settled.splits.items()},
             "contamination": gate_facts(stage.contamination, settled.hits),
@@ -131,6 +144,14 @@ def _write(
     )
     share = covered["quoted"] / max(1, covered["sentences"])
     return {**counts, "rejected": rejected, "passages_covered": covered["covered"], "sentences_quoted": share}
+
+
+def _left_out(kinds: Mapping[str, int]) -> dict[str, int]:
+    found = {"rejected": 0}
+    for kind, count in kinds.items():
+        name = COUNTED_AS.get(kind, "rejected")
+        found[name] = found.get(name, 0) + count
+    return found
 
 
 def _characters(rows: Sequence[Row]) -> int:

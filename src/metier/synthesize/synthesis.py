@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from metier.core.stage import Context, Needs, Source, Stage
+from metier.core.stage import Context, ModelRef, Needs, Source, Stage
+from metier.engine.endpoint import Endpoint
 from metier.synthesize.grounding import Grounding
 from metier.synthesize.pair import Difficulty
-from metier.synthesize.settings import FactTable
+from metier.synthesize.settings import Ask, FactTable
 from metier.text.overlap import Gate
 
 if TYPE_CHECKING:
@@ -18,14 +19,25 @@ MIX: dict[Difficulty, float] = {"easy": 0.4, "medium": 0.4, "hard": 0.2}
 
 
 class Synthesize(Stage):
-    """Questions with answers that the material proves: written from fact tables by templates, or by a teacher model."""
+    """Questions with answers that the material proves: by a teacher model from documents, or by templates from tables.
+
+    What the teacher gives is held against the material: quotations have to stand there, answers in the quotations. What
+    does not, and what is asked twice, is kept among the rejects with its reason.
+    """
 
     kind: Literal["synthesize"] = "synthesize"
     produces: ClassVar[str] = "examples"
     version: ClassVar[int] = 1
 
+    documents: Annotated[str, Needs("documents")] | None = None
+    """The step whose documents are asked about; those that it holds out are not looked at."""
+    teacher: ModelRef | Endpoint | None = None
+    """Who writes: a model, or an endpoint with what it costs (`{endpoint: ..., model: ..., prices: {read: 0.15,
+    written: 0.6}, budget: 2}`)."""
+    ask: Ask = Field(default_factory=Ask)
+    """How the teacher is asked."""
     tables: list[FactTable] = Field(default_factory=list)
-    """Fact tables with their templates, which need no model."""
+    """Instead of documents and a teacher: fact tables with their templates, which need no model."""
     count: int | None = Field(None, ge=1)
     """At most so many pairs, even over kinds and documents. Left out: all."""
     difficulty: dict[Difficulty, float] = Field(default_factory=lambda: dict(MIX))
@@ -57,8 +69,20 @@ class Synthesize(Stage):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Synthesize":
-        if not self.tables:
-            raise ValueError("give `tables` with their templates")
+        if self.tables:
+            for name in ("documents", "teacher", "ask"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"`{name}` has no effect beside `tables`: keep one of the two")
+            if "difficulty" in self.model_fields_set and self.count is None:
+                raise ValueError(
+                    "templates say how hard they are: `difficulty` chooses among them where `count` is given"
+                )
+        elif self.documents is None or self.teacher is None:
+            raise ValueError("give `documents` and a `teacher` that writes of them, or `tables` with their templates")
+        if isinstance(self.teacher, Endpoint):
+            for name in ("batch_size", "prompt"):
+                if name in self.ask.model_fields_set:
+                    raise ValueError(f"`ask.{name}` is for a model that runs here: leave it out")
         if self.test_fraction + self.dev_fraction >= 1:
             raise ValueError(
                 "dev_fraction and test_fraction together leave nothing to train on: keep their sum below 1"
@@ -72,11 +96,26 @@ class Synthesize(Stage):
         """The expected share of each held-out split."""
         return {"test": self.test_fraction, "dev": self.dev_fraction}
 
-    def check(self, sources: Mapping[str, Source]) -> None:
-        """Read the tables and their templates; raises DataError."""
-        from metier.synthesize.making import from_tables
+    @property
+    def needs_no_model(self) -> bool:
+        """It writes by templates alone."""
+        return bool(self.tables)
 
-        from_tables(self.tables, self.sheets(sources), self.seed)
+    def check(self, sources: Mapping[str, Source]) -> None:
+        """Read tables and templates; or the user's examples and the documents, hold what asking will cost against the
+        caps, and see whether the endpoint can be used. Raises InputError."""
+        if self.tables:
+            from metier.synthesize.making import from_tables
+
+            from_tables(self.tables, self.sheets(sources), self.seed)
+            return
+        from metier.synthesize.asking import check_endpoint, check_estimate, estimate, material, seeds
+
+        examples = seeds(self, sources)
+        source = sources[self.documents or ""]
+        if source.paths:
+            check_estimate(self, estimate(self, material(self, source), examples))
+        check_endpoint(self)
 
     def sheets(self, sources: Mapping[str, Source]) -> "list[Sheet]":
         """The tables with their templates, read. Raises DataError."""
