@@ -1,4 +1,4 @@
-"""PubMedQA by a recipe, all 500 questions of its test: `python -m benchmarks.pubmedqa [seedling|tinyllama] [--items N]`.
+"""PubMedQA by a recipe, all 500 questions of its test: `python -m benchmarks.pubmedqa [MODEL...] [--items N]`.
 
 seedling    the bundled model (5 M parameters): minutes
 tinyllama   random weights in TinyLlama's shape, all 22 blocks, with its real tokenizer: an hour on one core, 5 GB
