@@ -129,7 +129,7 @@ class Training(Stage):
         if self.prefix_cache != "auto" and self.method in ("full", "rows"):
             raise ValueError(
                 f"prefix_cache keeps what frozen lower blocks compute below all that trains, and with `method: "
-                f"{self.method}` there are none: leave it out "
+                f"{self.method}` none is: leave it out "
                 "or use `method: {freeze: {blocks: N}}`"
             )
         if self.prefix_cache in ("memory", "disk") and self.neftune is not None:
