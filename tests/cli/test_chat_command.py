@@ -44,16 +44,16 @@ def test_a_model_is_found_by_recipe_and_step(tmp_path: Path, folder: Path, monke
 
 
 def test_one_question(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    start_chat(str(folder), tmp_path, Settings(None, 0.0, 8), "Hello?")
+    start_chat([str(folder)], tmp_path, Settings(None, 0.0, 8), "Hello?")
     first = capsys.readouterr().out
-    start_chat(str(folder), tmp_path, Settings(None, 0.0, 8), "Hello?")
+    start_chat([str(folder)], tmp_path, Settings(None, 0.0, 8), "Hello?")
     assert capsys.readouterr().out == first
     assert first.strip()
 
 
 def test_a_talk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello?\n\n/clear\nAgain?\n/quit\nnever asked\n"))
-    start_chat(str(folder), tmp_path, Settings("Be brief.", 0.0, 4), None)
+    start_chat([str(folder)], tmp_path, Settings("Be brief.", 0.0, 4), None)
     assert len(capsys.readouterr().out.splitlines()) >= 2
 
 
@@ -69,3 +69,27 @@ def test_the_history_is_given_again_and_forgotten_when_full(folder: Path, capsys
     with pytest.raises(InputError, match="the question takes"):
         "".join(conversation.answer("d" * 200))
     assert conversation.turns == []
+
+
+def test_two_models_are_asked_the_same(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    start_chat([str(folder)], tmp_path, Settings(None, 0.0, 6), "Hello?")
+    alone = capsys.readouterr().out.strip()
+    start_chat([str(folder), str(folder) + "/"], tmp_path, Settings(None, 0.0, 6), "Hello?")
+    assert capsys.readouterr().out.splitlines() == [f"{folder}: {alone}", f"{folder}/: {alone}"]
+
+
+def test_a_stop_text_ends_an_answer_before_it(folder: Path):
+    whole = "".join(Conversation(load(folder), Settings(None, 0.0, 12)).answer("Hello?"))
+    stop = whole[3:5]
+    cut = "".join(Conversation(load(folder), Settings(None, 0.0, 12, stop=(stop,))).answer("Hello?"))
+    assert cut == whole[: whole.index(stop)]
+
+
+def test_what_the_model_is_told_first_can_change(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/system You are a crab.\nHello?\n"))
+    start_chat([str(folder)], tmp_path, Settings(None, 0.0, 6), None)
+    changed = capsys.readouterr().out.strip()
+    start_chat([str(folder)], tmp_path, Settings("You are a crab.", 0.0, 6), "Hello?")
+    assert changed == capsys.readouterr().out.strip()

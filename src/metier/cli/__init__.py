@@ -205,13 +205,67 @@ def chat(
     ask: Annotated[str | None, typer.Option("--ask", metavar="QUESTION", help="Answer this and end.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="What the model is told first.")] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: always the likeliest.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="Draw among the likeliest alone.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT", help="End an answer there; may be given several times."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 256,
+    compare: Annotated[
+        str | None, typer.Option("--compare", metavar="A,B", help="Put each question to these models too.")
+    ] = None,
     store: StoreFolder = STORE,
 ) -> None:
-    """Talk with a model. /quit ends, /clear forgets."""
+    """Talk with a model, or with several side by side. /quit ends, /clear forgets, /system TEXT says what to be."""
     from metier.cli.chat import Settings, start_chat
 
-    start_chat(model, store, Settings(system, temperature, max_new_tokens), ask)
+    settings = Settings(system, temperature, max_new_tokens, top_p, seed, tuple(stop or ()))
+    others = [name.strip() for name in (compare or "").split(",") if name.strip()]
+    start_chat([model, *(name for name in others if name != model)], store, settings, ask)
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="recipe/step, a folder, a built-in model, or NAME=one of these."),
+    ],
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen; others than this machine need METIER_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="NAME", help="A further name that this server is called by."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="auto, fp32, bf16, or int8 (half the memory of bf16).")
+    ] = "auto",
+    slots: Annotated[int, typer.Option("--slots", min=1, help="Requests of a model answered at a time.")] = 8,
+    waiting: Annotated[int, typer.Option("--waiting", min=0, help="Requests that may wait; more get 429.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 2048,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option("--max-prompt-tokens", min=1, help="The longest prompt.")
+    ] = None,
+    max_body: Annotated[int, typer.Option("--max-body", min=1000, help="Bytes of a request.")] = 1_000_000,
+    max_seconds: Annotated[float, typer.Option("--max-seconds", min=1, help="An answer's time.")] = 300.0,
+    store: StoreFolder = STORE,
+    out: OutFolder = OUT,
+) -> None:
+    """Serve models on this machine: OpenAI's protocol, and a web page to talk with them and to read their reports."""
+    from metier.cli.serve import Settings, serve_models
+
+    if dtype not in ("auto", "fp32", "bf16", "int8"):
+        raise typer.BadParameter("auto, fp32, bf16 or int8", param_hint="--dtype")
+    settings = Settings(host, port, tuple(allow_host or ()), dtype, slots, waiting)  # type: ignore[arg-type]
+    limits = {
+        "body_bytes": max_body,
+        "prompt_tokens": max_prompt_tokens,
+        "new_tokens": max_new_tokens,
+        "seconds": max_seconds,
+    }
+    serve_models(models, store, out, settings, limits)
 
 
 @app.command()

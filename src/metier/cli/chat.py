@@ -1,12 +1,13 @@
-"""`metier chat`: talk with a model that a recipe made, one in a folder, or a built-in one.
+"""`metier chat`: talk with a model that a recipe made, one in a folder, or a built-in one; or with several at once.
 
 The conversation so far is given again with every question; when it no longer fits the model's context, the oldest
 turns are forgotten, and that is said. Costs loading the model (seconds) and its memory.
 """
 
 import sys
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +23,21 @@ if TYPE_CHECKING:
 
 QUIT = ("/quit", "/exit", "/q")
 CLEAR = "/clear"
+SYSTEM = "/system"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are made. system: the first message, or None. max_new_tokens: the longest answer."""
+    """How answers are made. system: the first message, or None. max_new_tokens: the longest answer. seed: of the first
+    answer's draws; each further one takes the next. stop: an answer ends before the first of these texts.
+    """
 
     system: str | None
     temperature: float
     max_new_tokens: int
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass
@@ -60,7 +67,9 @@ class Conversation:
                 prompt,
                 max_new_tokens=self.settings.max_new_tokens,
                 temperature=self.settings.temperature,
-                seed=self.asked,
+                top_p=self.settings.top_p,
+                seed=self.settings.seed + self.asked,
+                stop=self.settings.stop,
             ):
                 said += piece
                 yield piece
@@ -106,25 +115,76 @@ def find_model(name: str, store: Store) -> Path:
     return resolve(name, Path.cwd()).path
 
 
-def start_chat(name: str, store: Path, settings: Settings, ask: str | None) -> None:
-    """Load the model and talk, or answer one question."""
-    folder = find_model(name, Store(store))
+def start_chat(names: Sequence[str], store: Path, settings: Settings, ask: str | None) -> None:
+    """Load the models, and talk with all of them at once, or put one question to each."""
+    folders = [find_model(name, Store(store)) for name in names]
     from metier.models.load import load
 
-    conversation = Conversation(load(folder), settings)
+    talks = [(name, Conversation(load(folder), settings)) for name, folder in zip(names, folders, strict=True)]
     if ask is not None:
-        _say(conversation, ask)
+        _ask(talks, ask)
         return
     if sys.stdin.isatty():
-        typer.echo(f"{name}: ask away. /clear forgets, /quit ends.")
+        typer.echo(f"{', '.join(names)}: ask away. {CLEAR} forgets, {SYSTEM} TEXT says what to be, {QUIT[0]} ends.")
     for question in _questions():
         if question == CLEAR:
-            conversation.turns.clear()
+            for _, talk in talks:
+                talk.turns.clear()
+        elif question == SYSTEM or question.startswith(f"{SYSTEM} "):
+            told = question.removeprefix(SYSTEM).strip() or None
+            for _, talk in talks:
+                talk.settings = replace(talk.settings, system=told)
         elif question:
             try:
-                _say(conversation, question)
+                _ask(talks, question)
             except InputError as error:
                 typer.echo(f"error: {error}", err=True)
+
+
+def _ask(talks: Sequence[tuple[str, Conversation]], question: str) -> None:
+    if len(talks) == 1:
+        _say(talks[0][1], question)
+    else:
+        _say_beside(talks, question)
+
+
+def _say_beside(talks: Sequence[tuple[str, Conversation]], question: str) -> None:
+    """Answers side by side, a piece of each in turn; under one another where nobody watches. Ctrl-C ends them."""
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.live import Live
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console()
+    said = {name: "" for name, _ in talks}
+    pieces = {name: talk.answer(question) for name, talk in talks}
+    width = max(20, console.width // len(talks) - 1)
+
+    def shown() -> Columns:
+        return Columns([Panel(Text(said[name]), title=Text(name), width=width) for name, _ in talks], padding=0)
+
+    watched = console.is_terminal
+    try:
+        with Live(shown(), console=console, refresh_per_second=8) if watched else nullcontext() as live:
+            open_ones = list(pieces)
+            while open_ones:
+                for name in list(open_ones):
+                    piece = next(pieces[name], None)
+                    if piece is None:
+                        open_ones.remove(name)
+                        continue
+                    said[name] += piece
+                    if live is not None:
+                        live.update(shown())
+    except KeyboardInterrupt:
+        typer.echo("[stopped]")
+    finally:
+        for stream in pieces.values():
+            stream.close()
+    if not watched:
+        for name, text in said.items():
+            typer.echo(f"{name}: {text}")
 
 
 def _questions() -> Iterator[str]:

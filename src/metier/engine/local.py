@@ -173,12 +173,13 @@ def stream(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop: Sequence[str] = (),
     should_stop: Callable[[], bool] | None = None,
 ) -> Iterator[str]:
     """The answer to one prompt in pieces of text, as it is generated; joined, they are `generate`'s text.
 
-    A character that takes several tokens (bytes) is held back until it is whole. When should_stop says so, the answer
-    ends there, without an error.
+    A character that takes several tokens (bytes) is held back until it is whole, and so is what may be the beginning of
+    a text in `stop`, before which the answer ends. When should_stop says so, it ends there, without an error.
     """
     speaker = _Speaker(loaded, Sampling(temperature, top_p), _never)
     row = _Row(tuple(prompt), speaker.room(0, prompt, max_new_tokens), generators([prompt], seed)[0])
@@ -189,6 +190,10 @@ def stream(
             if _next(steps) is None:
                 break
             whole = _without_torn_end(speaker.decode(row.ids))
+            if (cut := first_of(whole, stop)) is not None:
+                yield whole[len(given) : cut]
+                return
+            whole = whole[: len(whole) - held_back(whole, stop)]
             if whole.startswith(given) and len(whole) > len(given):
                 yield whole[len(given) :]
                 given = whole
@@ -442,6 +447,22 @@ def _without_torn_end(text: str) -> str:
     """The text without the up to three replacement characters that the bytes of an unfinished one may show as."""
     kept = text.rstrip("\ufffd")
     return kept + "\ufffd" * max(0, len(text) - len(kept) - 3)
+
+
+def first_of(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first of these texts begins, or None."""
+    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+
+
+def held_back(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of one of these texts."""
+    longest = 0
+    for stop in stops:
+        for size in range(min(len(stop) - 1, len(text)), longest, -1):
+            if text.endswith(stop[:size]):
+                longest = size
+                break
+    return longest
 
 
 def _never() -> bool:

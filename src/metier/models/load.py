@@ -59,11 +59,15 @@ for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode, its tokenizer, and the folder they came from."""
+    """A model in evaluation mode, its tokenizer, and the folder they came from.
+
+    adapter: its name in the model, where that holds several (`add_adapters`).
+    """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerFast"
     folder: Path
+    adapter: str | None = None
 
     @property
     def context(self) -> int:
@@ -428,6 +432,35 @@ def _check_rows(folder: Path, below: Path, rows: int) -> None:
             value=str(below),
             cure=f"name the extended model (of the step extend_tokenizer) as base in {folder / 'base.json'}",
         )
+
+
+def add_adapters(base: Loaded, folders: Mapping[str, Path]) -> dict[str, Loaded]:
+    """Adapters side by side on one loaded base, which they share: name -> what is loaded.
+
+    The base's own layers are changed in place; without an adapter switched on it answers as before. Raises ModelError
+    for an adapter that does not fit it.
+    """
+    from peft import PeftModel
+
+    made: dict[str, Loaded] = {}
+    model: Any = base.model
+    for number, (name, folder) in enumerate(folders.items()):
+        check_readable(folder / ADAPTER_WEIGHTS)
+        inside = f"adapter{number}"  # PEFT's names hold no dots
+        try:
+            with quiet():
+                if number == 0:
+                    model = PeftModel.from_pretrained(
+                        model, str(folder), adapter_name=inside, torch_device=str(model.device)
+                    )
+                else:
+                    model.load_adapter(str(folder), adapter_name=inside, torch_device=str(model.device))
+        except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+            raise _does_not_fit(folder, base.folder, _first_line(error)) from error
+        tokenizer = read_tokenizer(folder)
+        _check_vocabulary(folder, tokenizer, model.get_input_embeddings().weight.shape[0])
+        made[name] = Loaded(model.eval(), tokenizer, folder, inside)
+    return made
 
 
 def _check_complete(folder: Path, model: "PeftModel", below: Path) -> None:

@@ -113,7 +113,8 @@ def joined(weights: Sequence[Tensor]) -> Tensor:
 
 
 class Int8Linear(nn.Linear):
-    """A linear layer on an `Int8Weight`, frozen, its bias kept. Elsewhere than in training it dequantises."""
+    """A linear layer on an `Int8Weight`, frozen, its bias kept. Called itself it multiplies in int8 where no gradient
+    is wanted (a server), and dequantises otherwise: training has its own way through `frozen`."""
 
     def __init__(self, linear: nn.Linear):
         nn.Module.__init__(self)
@@ -137,6 +138,11 @@ class Int8Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
+        if not torch.is_grad_enabled():
+            frozen = self.frozen
+            rounded, rows = quantized(input.reshape(-1, self.in_features))
+            out = scaled(torch._int_mm(rounded, frozen.parameter.t()), rows, frozen.scale, input.dtype)
+            return (out if self.bias is None else out + self.bias).view(*input.shape[:-1], self.out_features)
         return nn.functional.linear(input, self.dequantized(input.dtype), self.bias)
 
 
