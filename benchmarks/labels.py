@@ -28,12 +28,12 @@ import torch
 
 from benchmarks.rows import Row, write
 from metier.evaluate.choosing import How, choose, references
-from metier.evaluate.items import Item
 from metier.evaluate.labels import Chosen, macro_f1
 from metier.evaluate.taskfiles import SHIPPED, read_task
 from metier.models.builtin import BUILTIN
 from metier.models.load import Loaded, load
 from metier.text.chat import prompt_choices
+from metier.text.items import Item
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DATA = SHARED / "data/pubmedqa/ori_pqal.json"

@@ -186,6 +186,7 @@ def go(
 
     job.Checkpoints = Often  # type: ignore[misc]
     metier.evaluate.answering.EVERY_SECONDS = 0.0  # answers are kept after every token's round
+    metier.synthesize.speaking.EVERY_SECONDS = 0.0
     before()
     try:
         with flag or StopFlag() as stop:

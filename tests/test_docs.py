@@ -18,6 +18,9 @@ from metier.export.combining import Combine, Interpolate, Residual
 from metier.export.stage import Export, Merge
 from metier.judge.stage import Calibrate, EvidenceJudge, Judge, JudgeEndpoint, LocalJudge, Pairwise, RubricFile
 from metier.measure.metrics import METRICS, BertScore, ModelMetric, Semantic
+from metier.prune.methods import Heads, Layers, Weights, Width
+from metier.prune.settings import Calibration, Guard
+from metier.prune.stage import Keep, Prune
 from metier.report.partial import FILE as PARTIAL
 from metier.synthesize.grounding import Grounding
 from metier.synthesize.known import Knows
@@ -97,6 +100,16 @@ PARTS: dict[str, Parts] = {
         "`rubric: {file: ...}`": (RubricFile, ()),
         "`pairwise`": (Pairwise, ()),
         "`calibrate`": (Calibrate, ()),
+    },
+    "pruning.md": {
+        "`prune`": (Prune, ()),
+        "`method: {heads: {...}}`": (Heads, ()),
+        "`method: {width: {...}}`": (Width, ()),
+        "`method: {layers: {...}}`": (Layers, ()),
+        "`method: {weights: {...}}`": (Weights, ()),
+        "`calibration`": (Calibration, ()),
+        "`guard` of `prune`, `conditions` of `guard`": (Guard, ()),
+        "the step `guard`": (Keep, ()),
     },
 }
 """Page -> title of each table -> what has the settings, and those that are told elsewhere."""

@@ -25,7 +25,7 @@ SMOKE = [word for name, value in SMALL.items() for word in ("--set", f"{name}={v
 
 
 def test_all_recipes_are_found():
-    assert [path.stem for path in RECIPES] == ["methods", "quickstart", "synthesis"]
+    assert [path.stem for path in RECIPES] == ["methods", "pruning", "quickstart", "synthesis"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

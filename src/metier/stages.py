@@ -20,6 +20,8 @@ STAGES = {
     "combine": "metier.export.combining:Combine",
     "residual": "metier.export.combining:Residual",
     "interpolate": "metier.export.combining:Interpolate",
+    "prune": "metier.prune.stage:Prune",
+    "guard": "metier.prune.stage:Keep",
     "answer": "metier.evaluate.stage:Answer",
     "choose": "metier.evaluate.choose:Choose",
     "harness": "metier.evaluate.harness:Harness",

@@ -106,6 +106,45 @@ def test_the_table_sets_both_beside_one_another(
     assert [s.state for s in plan(load(folder), Store(store))] == ["cached"] * 8
 
 
+CHOOSING = """\
+name: choosing
+steps:
+  texts: {kind: documents, sources: [{path: texts.jsonl}], heldout: [{path: held.jsonl}]}
+  qa: {kind: examples, sources: [{path: train.jsonl}], test: [{path: asked.jsonl, keep: [choices, label]}]}
+  reader: {kind: pretrain, model: base, documents: texts, max_steps: 2, block_size: 64, batch_size: 2}
+  adapter: {kind: tune, model: reader, examples: qa, method: {lora: {r: 2, alpha: 4}}, max_steps: 2, batch_size: 4}
+  choices: {kind: choose, models: [base, adapter], questions: qa}
+"""
+
+
+def test_what_stands_for_a_contender_chooses_among_the_same_choices(folder: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [
+        {"question": f"Is {i} even?", "answer": label, "choices": "yes|no", "label": label}
+        for i, label in enumerate(["yes", "no"] * 6)
+    ]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "choosing.yaml").write_text(CHOOSING)
+    recipe = load_recipe(folder / "choosing.yaml")
+    assert ablatable(recipe) == ["reader", "adapter"]
+    added = ablate(recipe, ["reader"])
+    assert added.recipe.steps["choices-without-reader"].model_dump()["models"] == ["adapter-without-reader"]
+    store = folder / "choosing-store"
+    run_ablations(folder / "choosing.yaml", [], store, folder / "runs", [], "auto", each=True)
+    found = json.loads((folder / "runs/choosing/ablations.json").read_text())
+    assert [pair["title"] for pair in found["pairs"]] == ["adapter without reader", "adapter without adapter"]
+    made = {(r["group"], r["metric"], r["contender"]): r for r in found["rows"]}
+    full = Store(store).ref("choosing", "choices")
+    assert full is not None
+    for title in ("adapter without reader", "adapter without adapter"):
+        assert made[title, "accuracy", "full"]["mean"] == pytest.approx(full.record["metrics"]["adapter accuracy"])
+        assert made[title, "accuracy", "full"]["n"] == 12
+        assert {"accuracy", "accuracy_pmi", "macro_f1", "ece"} <= {m for group, m, _ in made if group == title}
+    left = made["adapter without adapter", "accuracy", "without"]["versus"][0]
+    base = made["adapter without adapter", "accuracy", "without"]["mean"]
+    assert left["difference"] == pytest.approx(base - full.record["metrics"]["adapter accuracy"])
+    assert "adapter without reader" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changed", "without", "said"),
     [

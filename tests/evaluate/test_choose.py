@@ -18,10 +18,10 @@ from metier.core.errors import DataError, Interrupted, RecipeError
 from metier.evaluate import choosing, labels
 from metier.evaluate.choose import Choose
 from metier.evaluate.choosing import How, choose, references
-from metier.evaluate.items import Item, choices_path, class_of, item_of, names_of
 from metier.evaluate.stage import Score
 from metier.evaluate.taskfiles import SHIPPED, read_task, shipped
 from metier.models.load import Loaded
+from metier.text.items import Item, choices_path, class_of, item_of, names_of
 from metier.text.nouns import Message, Question
 
 Rows = list[dict[str, Any]]

@@ -6,10 +6,11 @@ import pytest
 from tests.fakes import byte_tokenizer, save_tiny
 
 from metier.engine.local import document_nll, generate
-from metier.evaluate.reading import LOG2, text_ids
+from metier.evaluate.reading import LOG2
 from metier.models.adapter import LoraSettings, add_lora, merge
 from metier.models.load import Loaded, load
 from metier.models.save import save_adapter
+from metier.text.chat import encode_reading
 
 
 def test_an_adapter_answers_and_reads_like_its_merged_model(tmp_path: Path):
@@ -39,8 +40,9 @@ def test_a_trained_model_finds_its_own_kind_of_text_cheap(shared: Path):
     story = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     strange = "Park the in outside play to loved she. Lily named girl little a was there, time a upon once."
     cost = [
-        n.nll / LOG2 / len(story) for n in document_nll(model, [text_ids(model.tokenizer, t) for t in (story, strange)])
+        n.nll / LOG2 / len(story)
+        for n in document_nll(model, [encode_reading(model.tokenizer, t) for t in (story, strange)])
     ]
     assert cost[0] < 1.2 < 1.7 < cost[1]
-    (told,) = generate(model, [text_ids(model.tokenizer, "Once upon a time")], max_new_tokens=20)
+    (told,) = generate(model, [encode_reading(model.tokenizer, "Once upon a time")], max_new_tokens=20)
     assert told.text.strip().startswith(", there was a")

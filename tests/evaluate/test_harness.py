@@ -12,9 +12,9 @@ from metier.core.stage import Source
 from metier.evaluate import harness
 from metier.evaluate.choosing import How, choose
 from metier.evaluate.harness import Harness
-from metier.evaluate.items import Item
 from metier.models.load import load
 from metier.text.chat import prompt_choices
+from metier.text.items import Item
 from metier.text.nouns import Message
 from metier.text.prompts import template_text
 

@@ -20,6 +20,7 @@ from metier.evaluate.stage import Answer, MetricName, Perplexity, Score
 from metier.measure import metrics
 from metier.measure.metrics import METRICS
 from metier.measure.statistics import mean_interval
+from metier.text import chat
 from metier.text.artifacts import write_jsonl
 
 Rows = list[dict[str, Any]]
@@ -483,11 +484,11 @@ def test_the_end_token_is_not_counted(house: House):
 
 def test_a_tokenizer_without_begin_token_starts_after_its_end_token(house: House):
     tokenizer = reading.load(house.sources["base"].path).tokenizer
-    assert reading.text_ids(tokenizer, "Hi")[0] == tokenizer.bos_token_id
-    assert reading.text_ids(tokenizer, "Hi")[-1] != tokenizer.eos_token_id
+    assert chat.encode_reading(tokenizer, "Hi")[0] == tokenizer.bos_token_id
+    assert chat.encode_reading(tokenizer, "Hi")[-1] != tokenizer.eos_token_id
     tokenizer.bos_token = None
-    assert reading.text_ids(tokenizer, "Hi")[0] == tokenizer.eos_token_id
-    assert len(reading.text_ids(tokenizer, "Hi")) == 3
+    assert chat.encode_reading(tokenizer, "Hi")[0] == tokenizer.eos_token_id
+    assert len(chat.encode_reading(tokenizer, "Hi")) == 3
 
 
 def test_perplexity_goes_on_after_an_interruption(house: House, monkeypatch: pytest.MonkeyPatch):

@@ -44,7 +44,13 @@ def scored(root, recipe, contenders, *, n=N, references="R", first=0, metrics=("
         files={
             "questions.jsonl": questions,
             "contenders.json": json.dumps(stored),
-            **{f"answers/{c['name'].replace('/', '--')}.jsonl": [] for c in stored},
+            **{
+                f"answers/{c['name'].replace('/', '--')}.jsonl": [
+                    {"id": q, "text": f"<b>{recipe} {c['name']}</b> says {q}", "tokens": 3, "stopped": True}
+                    for q in ids
+                ]
+                for c in stored
+            },
         },
     )
     scores = {"baseline": next(iter(contenders)), "confidence": 0.95, "rows": rows}
@@ -77,6 +83,32 @@ def test_two_runs_are_their_specialists_paired_item_by_item(store):
     assert [r.group for r in found.rows if r.metric == "token_f1"] == ["all", "even", "odd"]
     assert all(r.p_holm >= r.p for r in found.rows)
     assert any("corpus_bleu" in note for note in found.notes)
+
+
+def test_the_answers_that_changed_most_are_shown_in_either_direction(store):
+    found = compare(find("new", store), find("old", store))
+    assert found.changed is not None
+    assert (found.changed.metric, found.changed.gained, found.changed.lost, found.changed.same) == (
+        "token_f1",
+        24,
+        0,
+        36,
+    )  # right on i % 10 < 9 against < 5
+    first = found.changed.most_gained[0]
+    assert (first.id, first.reference, first.why.split()[0]) == ("q15", "R q15", "+1.00")
+    assert [(s.contender, s.mark, s.text) for s in first.said] == [
+        ("new/tuned", "right", "<b>new org/tuned</b> says q15"),
+        ("old/tuned", "wrong", "<b>old tuned</b> says q15"),
+    ]
+    assert found.changed.most_lost == ()
+    page = as_page(found)
+    assert "Better in new/tuned" in page
+    assert "Better in old/tuned" not in page
+    assert html.escape("<b>new org/tuned</b> says q15") in page
+    assert as_json(found)["changed"]["gained"] == 24
+    back = compare(find("old", store), find("new", store)).changed
+    assert back is not None
+    assert (back.gained, back.lost, back.most_lost[0].id) == (0, 24, "q15")
 
 
 def test_the_other_way_round_it_is_worse(store):

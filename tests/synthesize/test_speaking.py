@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 import fakes
-from metier.core.errors import Interrupted
+from metier.core.errors import Interrupted, StoreError
 from metier.core.events import Events
 from metier.core.fingerprint import file_digest, tree
 from metier.core.stage import Context, Source
 from metier.data.stage import Documents
 from metier.models.load import load
+from metier.synthesize import speaking
 from metier.synthesize.speaking import user_opening, whole_sentences
 from metier.synthesize.stage import Recall, Rehearse
 from metier.text.artifacts import about, read_conversations, read_documents, read_jsonl, write_jsonl
@@ -78,6 +79,43 @@ def test_a_users_turn_opens_as_the_template_says(base: Path):
 def test_a_stop_is_heard(tmp_path: Path, base: Path):
     with pytest.raises(Interrupted):
         Recall(model="base", count=2).run(context(tmp_path, lambda: True, base=base))
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Recall(model="base", count=9, max_new_tokens=12, min_chars=1, batch_size=2),
+        Rehearse(model="base", count=6, max_new_tokens=9, batch_size=2),
+    ],
+    ids=["recall", "rehearse"],
+)
+def test_stopped_again_and_again_it_goes_on_text_by_text_to_the_same_bytes(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, stage: Recall | Rehearse
+):
+    monkeypatch.setattr(speaking, "EVERY_SECONDS", 0.0)
+    stage.run(undisturbed := context(tmp_path / "whole", base=base))
+    kept = tmp_path / "stopped" / "scratch"
+    sizes: list[int] = []
+    for patience in range(4, 2000, 4):
+        left = iter(range(patience))
+        try:
+            stage.run(ctx := context(tmp_path / "stopped", lambda: next(left, None) is None, base=base))  # noqa: B023
+            break
+        except Interrupted:
+            sizes.append(sum(len(path.read_text().splitlines()) for path in kept.glob("*.jsonl")))
+    assert len(set(sizes)) > 2, "texts were kept in between"
+    for path in kept.glob("*.jsonl"):
+        said = [row["at"] for row in read_jsonl(path)]
+        assert sorted(said) == list(range(len(said))), "each once"
+    digests = [{path: file_digest(file) for path, file in tree(one.out).items()} for one in (undisturbed, ctx)]
+    assert digests[0] == digests[1]
+
+
+def test_kept_texts_that_are_damaged_are_named(tmp_path: Path, base: Path):
+    ctx = context(tmp_path, base=base)
+    (ctx.scratch / "texts.jsonl").write_text('{"at": 0, "text"\n')
+    with pytest.raises(StoreError, match=r"texts\.jsonl: kept texts cannot be read"):
+        Recall(model="base", count=2).run(ctx)
 
 
 def test_what_was_cut_ends_with_a_sentence():

@@ -100,6 +100,13 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path, marine: Path, general: Pa
     }
 
 
+def test_general_texts_of_two_kinds_in_turns_are_halved_fairly(tmp_path: Path, marine: Path):
+    """Told apart by their place, one half would be all of one kind, and the budget would hold for that kind alone."""
+    replay = texts_of(MARINE.parent / "general" / "replay.jsonl")
+    out, _ = extend(tmp_path, SEEDLING, marine, documents(tmp_path / "replay", replay), max_new_tokens=NEW)
+    assert abs(about(out)["fertility"]["general"]["saving"]) < 0.008
+
+
 def test_auto_passes_the_model_through_where_it_does_not_pay(tmp_path: Path, marine: Path):
     out, seen = extend(tmp_path, SEEDLING, marine, max_new_tokens=NEW, min_saving=0.9)
     record = about(out)

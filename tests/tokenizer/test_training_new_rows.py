@@ -254,7 +254,7 @@ def test_what_was_passed_through_stays_as_it_is(tmp_path: Path, texts: Path):
     [
         ({"method": "rows", "optimizer": "muon"}, "muon makes whole matrices orthogonal"),
         ({"method": "rows", "quantize": "8bit"}, "quantised base stays as it is"),
-        ({"method": "rows", "prefix_cache": "disk"}, "`method: rows` there are none"),
+        ({"method": "rows", "prefix_cache": "disk"}, "`method: rows` none is"),
     ],
 )
 def test_settings_that_do_not_go_with_rows_are_refused(fields: dict[str, Any], named: str):

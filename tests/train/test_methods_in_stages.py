@@ -13,13 +13,14 @@ import fakes
 from metier.core.errors import InputError, Interrupted, MissingExtra, ModelError
 from metier.core.fingerprint import file_digest, tree
 from metier.models.adapter import merge
+from metier.models.builtin import plain_config
 from metier.models.load import load, stored_dtype
 from metier.models.save import save_model
 from metier.train import job
 from metier.train.batches import Batches
 from metier.train.forward import Forward
 from metier.train.precision import choose
-from metier.train.stage import Training, Tune, anatomy_of, plain_config
+from metier.train.stage import Training, Tune, anatomy_of
 
 __all__ = ["documents", "examples"]  # fixtures
 

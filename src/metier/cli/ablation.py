@@ -1,15 +1,15 @@
 """What a step is worth: the recipe without it, and both asked the same.
 
 Without a step, whoever read what it made reads what it read. Every step that follows from there is made again beside
-the full run's, under the name `<step>-without-<left out>`, and the contenders among them answer the questions and read
-the texts that the full run's did; all else comes from the store. All pairs stand in one table with one correction for
-all that it shows (Holm).
+the full run's, under the name `<step>-without-<left out>`, and the contenders among them answer the questions, choose
+among the choices and read the texts that the full run's did; all else comes from the store. All pairs stand in one
+table with one correction for all that it shows (Holm).
 
 Refuses steps that make no model, that have no model to put in their place, that only rewrite one (merge), and those
 that no contender depends on. Costs the training of what follows the step, and its contenders' answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from metier.core.explain import validate
 from metier.core.fingerprint import Json
 from metier.core.stage import InputFiles, ModelInput, Stage, references
 from metier.core.store import Artifact
+from metier.evaluate.choose import Choose
 from metier.evaluate.stage import Answer, Perplexity, Score
 from metier.recipe import Recipe, with_steps
 
@@ -30,7 +31,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Pair:
-    """A contender of the full run, in an `answer` or `perplexity` step, and what stands for it without a step.
+    """A contender of the full run, in a step that asks it, and what stands for it without a step.
 
     asked: the step that asks the other one.
     """
@@ -93,7 +94,7 @@ def _refusal(recipe: Recipe, name: str) -> str | None:
     if type(stage).__name__ == "Merge":
         return f"{name!r} only writes a model down in another form: without it every answer would be the same"
     if not any(_contenders(recipe, name, asking) for asking in recipe.steps.values()):
-        return f"no contender of an answer or perplexity step depends on {name!r}"
+        return f"no contender of an answer, choose or perplexity step depends on {name!r}"
     return None
 
 
@@ -105,7 +106,7 @@ def _below(stage: Stage) -> str | None:
 
 def _contenders(recipe: Recipe, name: str, asking: Stage) -> list[str]:
     """The contenders that depend on a step; the step itself only where it is the one that does."""
-    if not isinstance(asking, Answer | Perplexity):
+    if not isinstance(asking, Answer | Choose | Perplexity):
         return []
     models = asking.local if isinstance(asking, Answer) else list(asking.models)
     touched = [model for model in models if model in recipe.steps and name in recipe.needed(model)]
@@ -138,15 +139,24 @@ def _asked(recipe: Recipe, name: str, others: Mapping[str, str], steps: dict[str
             continue
         asked = f"{step}-without-{name}"
         asking: Row = {"models": list(dict.fromkeys(others[model] for model in touched))}
-        asking |= {"baselines": False} if isinstance(stage, Answer) else {"against": None}
+        asking |= _alone(stage)
         steps[asked] = _redirected(stage, others, asking)
         pairs += [Pair(name, model, others[model], step, asked) for model in touched]
     return pairs
 
 
+def _alone(stage: Stage) -> Row:
+    """What else has to change in a step that asks no one but what stands for its contenders."""
+    if isinstance(stage, Answer):
+        return {"baselines": False}
+    if isinstance(stage, Choose):
+        return {"select": []} if stage.select else {}
+    return {"against": None}
+
+
 def _redirected(stage: Stage, others: Mapping[str, str], changed: Mapping[str, Json] | None = None) -> Stage:
     """A stage that reads what stands for what it read."""
-    value = stage.model_dump(mode="json")
+    value = stage.model_dump(mode="json", exclude_unset=True)  # some refuse even a default that is spelt out
     for ref in references(stage):
         if isinstance(ref.mark, InputFiles) or ref.value not in others:
             continue
@@ -173,7 +183,7 @@ def compared(ablation: Ablation, artifacts: Mapping[str, Artifact]) -> Row:
     scores = [stage for stage in ablation.recipe.steps.values() if isinstance(stage, Score)]
     for pair in ablation.pairs:
         asking = ablation.recipe.steps[pair.step]
-        made = _of_answers if isinstance(asking, Answer) else _of_readings
+        made = next(make for kind, make in MAKERS.items() if isinstance(asking, kind))
         kin = [p for p in ablation.pairs if type(ablation.recipe.steps[p.step]) is type(asking)]
         alike = [p for p in kin if p.title == pair.title]
         title = pair.title if len(alike) == 1 else f"{pair.title} ({pair.step})"
@@ -210,6 +220,23 @@ def _of_answers(recipe: Recipe, pair: Pair, artifacts: Mapping[str, Artifact], t
     return [replace(c, group=title if c.group == ALL else f"{title}, {c.group}") for c in found]
 
 
+def _of_choices(recipe: Recipe, pair: Pair, artifacts: Mapping[str, Artifact], title: str) -> list[Any]:
+    """The columns of what both contenders chose of the items that both were asked."""
+    from metier.evaluate.labels import Choices, columns, read_choices
+    from metier.evaluate.scoring import exposed
+    from metier.evaluate.table import ALL
+
+    full, other = (artifacts[step].files for step in (pair.step, pair.asked))
+    sides: Row = {}
+    for side, folder, step, name in ((FULL, full, pair.step, pair.contender), (WITHOUT, other, pair.asked, pair.other)):
+        made = read_choices(folder)
+        sides[side] = dict(zip(made.items, list(made.chosen.values())[_place(recipe, step, name)], strict=True))
+    items = tuple(item for item in sides[FULL] if item in sides[WITHOUT])
+    both = Choices(items, dict.fromkeys(sides, "model"), {s: [said[i] for i in items] for s, said in sides.items()})
+    found = columns(both, exposed(full).seen | exposed(other).seen, (FULL,))
+    return [replace(c, group=title if c.group == ALL else f"{title}, {c.group}") for c in found]
+
+
 def _of_readings(recipe: Recipe, pair: Pair, artifacts: Mapping[str, Artifact], title: str) -> list[Any]:
     """The columns of both contenders' readings of the documents that both read."""
     from metier.evaluate.reading import columns
@@ -228,5 +255,13 @@ def _of_readings(recipe: Recipe, pair: Pair, artifacts: Mapping[str, Artifact], 
 def _place(recipe: Recipe, step: str, contender: str) -> int:
     """Which of a step's contenders it is: an artifact that another recipe made may have another name for it."""
     stage = recipe.steps[step]
-    assert isinstance(stage, Answer | Perplexity)
+    assert isinstance(stage, Answer | Choose | Perplexity)
     return (stage.names if isinstance(stage, Answer) else list(stage.models)).index(contender)
+
+
+MAKERS: Mapping[type[Stage], Callable[[Recipe, Pair, Mapping[str, Artifact], str], list[Any]]] = {
+    Answer: _of_answers,
+    Choose: _of_choices,
+    Perplexity: _of_readings,
+}
+"""Kind of asking step -> what makes the columns of a pair."""

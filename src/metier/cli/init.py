@@ -22,10 +22,10 @@ from metier.cli.looking import make
 from metier.cli.proof import filling_questions, prove, tokenizer_for, too_long
 from metier.core.errors import DataError, InputError
 from metier.core.store import Store
-from metier.models.builtin import resolve
+from metier.models.builtin import plain_config, resolve
 from metier.pipeline import Planned, check, plan
 from metier.recipe import Recipe, load_recipe, match_files
-from metier.train.stage import LONGEST_BY_DEFAULT, Tune, context_of, plain_config
+from metier.train.stage import LONGEST_BY_DEFAULT, Tune, context_of
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
 """How much of a step's data is held out: the smallest share that leaves no split empty."""

@@ -19,11 +19,12 @@ from metier.core.events import Events
 from metier.core.fingerprint import digest
 from metier.core.stage import ModelInput, Source, Stage
 from metier.evaluate.stage import Answer
+from metier.models.builtin import plain_config
 from metier.pipeline import Planned
 from metier.recipe import Recipe
 from metier.text.artifacts import conversation_of, document_of, read_jsonl
 from metier.text.nouns import Conversation
-from metier.train.stage import Training, Tune, context_of, plain_config
+from metier.train.stage import Training, Tune, context_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -12,7 +12,6 @@ Costs the model's size in memory, plus the cache of one batch.
 
 import gc
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from metier.core.errors import StoreError
+from metier.core.appended import append, appended, damaged
 from metier.core.measure import PeakMemory
 from metier.core.stage import Context
 from metier.engine.endpoint import Endpoint
@@ -37,6 +36,7 @@ from metier.text.nouns import Answer, Question
 Row = dict[str, Any]
 EVERY_SECONDS = 0.5
 """How often answers are written and seen on the disk, which takes milliseconds each time."""
+KEPT = "kept answers"
 COSTS = ("seconds", "first_token_seconds", "per_token_seconds")
 
 
@@ -160,8 +160,7 @@ class Kept:
         self.rows: dict[str, Row] = {}
         self._ids = {question.id: index for index, question in enumerate(questions)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            self._read()
+        self._read()
 
     @property
     def whole(self) -> bool:
@@ -177,28 +176,17 @@ class Kept:
         """Append answers, those that are there already left out, and see them on the disk."""
         fresh = [_kept_row(self.questions[i], one, peak_bytes) for i, one in said]
         fresh = [row for row in fresh if row["id"] not in self.rows]
-        if not fresh:
-            return
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in fresh))
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, fresh)
         self.rows |= {row["id"]: row for row in fresh}
 
     def _read(self) -> None:
-        data = self.path.read_bytes()
-        finished = data[: data.rfind(b"\n") + 1]
-        if len(finished) < len(data):
-            with self.path.open("r+b") as file:
-                file.truncate(len(finished))
         try:
-            rows = [json.loads(line) for line in finished.decode("utf-8").split("\n") if line]
-            self.rows = {row["id"]: row for row in rows}
-        except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(self.path, str(error)) from error
+            self.rows = {row["id"]: row for row in appended(self.path, KEPT)}
+        except (KeyError, TypeError) as error:
+            raise damaged(self.path, KEPT, str(error)) from error
         strangers = [one for one in self.rows if one not in self._ids]
         if strangers:
-            raise _damaged(self.path, f"it answers {strangers[0]!r}, which is not asked")
+            raise damaged(self.path, KEPT, f"it answers {strangers[0]!r}, which is not asked")
 
 
 def _kept_row(question: Question, said: Said, peak_bytes: int) -> Row:
@@ -268,7 +256,3 @@ def stopper(ctx: Context) -> Callable[[], bool]:
         return False
 
     return asked
-
-
-def _damaged(path: Path, what: str) -> StoreError:
-    return StoreError(f"kept answers cannot be read: {what}", where=str(path), cure="delete the file and run again")

@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 from metier.core.errors import DataError, RecipeError, nearest
 from metier.core.stage import Config, Context, FilePattern, ModelRef, Needs, Source, Stage
 from metier.evaluate.exposure import ExposureGate, expose, refuse_early, settle, ticker
-from metier.evaluate.items import Item, check_ids, item_of
 from metier.evaluate.taskfiles import SHIPPED, TASK, Task, read_task, shipped
 from metier.text.artifacts import answers_path, read_questions
+from metier.text.items import Item, check_ids, item_of
 
 Form = Literal["cloze", "letter"]
 PromptKind = Literal["chat", "plain"]

@@ -24,11 +24,11 @@ from metier.core.measure import PeakMemory, Stopwatch
 from metier.core.stage import Context
 from metier.engine.likelihood import Fork, fork_logprobs
 from metier.evaluate.answering import stopper
-from metier.evaluate.items import Item, choice_of, choices_path, class_of, names_of
 from metier.models.load import Loaded, load
 from metier.models.shape import count_parameters
 from metier.text.artifacts import question_row, write_json, write_jsonl
 from metier.text.chat import encode_choices, prompt_choices
+from metier.text.items import Item, choice_of, choices_path, class_of, names_of
 from metier.text.nouns import Message
 from metier.text.prompts import template_text
 

@@ -106,7 +106,7 @@ def _follow(files: Path, name: str, found: Lineage, passed: set[Path]) -> None:
                 _follow(before, value, found, passed)
             else:
                 found.gone.append(before.parent.name)
-        elif "model" in str(given.get("field", "")):
+        elif any(name in str(given.get("field", "")) for name in ("model", "teacher", "before")):
             found.outside.append(_short(value))
 
 

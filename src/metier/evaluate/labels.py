@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from metier.core.errors import DataError, nearest
-from metier.evaluate.items import Item, choices_path, class_of, item_of, names_of
 from metier.evaluate.table import ALL, CLEAN, Column, groups
 from metier.measure.figures import Figure, Floats
 from metier.text.artifacts import read_asked, read_jsonl
+from metier.text.items import Item, choices_path, class_of, item_of, names_of
 
 BINS = 10
 """Of confidence, of equal width."""

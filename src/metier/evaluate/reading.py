@@ -12,7 +12,6 @@ import gc
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from metier.core.errors import DataError, ModelError
 from metier.core.measure import PeakMemory, Stopwatch
@@ -22,7 +21,7 @@ from metier.evaluate.answering import stopper
 from metier.evaluate.table import CLEAN, Column, Row
 from metier.models.load import Loaded, load
 from metier.text.artifacts import answers_path, read_jsonl, write_json, write_jsonl
-from metier.text.chat import encode_document
+from metier.text.chat import encode_reading
 from metier.text.nouns import Document
 
 LOG2 = math.log(2)
@@ -86,12 +85,6 @@ def columns(rows: Sequence[Row], seen: Collection[tuple[str, str]] = frozenset()
     return made
 
 
-def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids to read: what the first token follows, then the text."""
-    ids = encode_document(tokenizer, text)
-    return ids[:-1] if tokenizer.bos_token_id is not None else [ids[-1], *ids[:-1]]
-
-
 def _read(
     ctx: Context, name: str, texts: Mapping[str, Sequence[Document]], *, window: int | None, stride: int | None
 ) -> tuple[list[Row], Row]:
@@ -100,7 +93,7 @@ def _read(
     with PeakMemory() as memory:
         loaded = load(ctx.source(name).path)
         for group, documents in texts.items():
-            ids = [text_ids(loaded.tokenizer, document.text) for document in documents]
+            ids = [encode_reading(loaded.tokenizer, document.text) for document in documents]
             _warn_of_unknown(ctx, name, group, loaded, ids)
             found = document_nll(
                 loaded,

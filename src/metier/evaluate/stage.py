@@ -15,7 +15,6 @@ from metier.engine.endpoint import Endpoint
 from metier.engine.interface import Asking
 from metier.engine.remote import RemoteEngine
 from metier.evaluate.exposure import ExposureGate, expose, refuse_early, settle, ticker
-from metier.evaluate.items import is_choices
 from metier.evaluate.scoring import (
     SHOWN,
     baseline,
@@ -32,6 +31,7 @@ from metier.evaluate.trivial import Baseline, copies, nearest_answers
 from metier.measure.metrics import METRICS, ModelMetric, cure_for, metric, require
 from metier.measure.metrics import Metric as Measured
 from metier.text.artifacts import answers_path, read_asked, read_documents, read_questions, write_json, write_jsonl
+from metier.text.items import is_choices
 from metier.text.nouns import Document, Question
 
 MetricName = Literal[

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from metier.core.errors import DataError, nearest
 from metier.core.stage import Config
-from metier.evaluate.items import Item, check_ids, checked
+from metier.text.items import Item, check_ids, checked
 from metier.text.nouns import Message
 
 SHIPPED = Path(__file__).parent / "tasks"

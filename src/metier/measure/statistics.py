@@ -5,17 +5,18 @@ belong together do not pass for independent ones. A mean is the total of the val
 that one function serves scores (weight 1) and bits per byte (weight: a document's bytes).
 
     0/1 outcomes        Wilson's interval; mid-p McNemar test, the paired interval of Bonett and Price
-    mean of items       Student's t with Hall's correction for skewness
+    mean of scores      empirical likelihood with a part of an item at either end (`likelihood`)
+    mean of counts      Student's t with Hall's correction for skewness
     ratios, clusters    Student's t of the residuals (Fieller)
-    paired differences  Student's t; sign-flip permutation test
+    paired differences  of scores empirical likelihood, else Student's t; sign-flip permutation test
     figures of a set    BCa bootstrap interval; exchange of answers (corpus BLEU, macro-F1)
     all comparisons     Holm; a verdict needs both the corrected test and the interval
 
 Why means are not bootstrapped: on scores as they are met (many zeros, some ones, long tails) BCa intervals that say
 95 % held the truth in as few as 89 % of studies of 50 items; these hold it in 94 to 96 (`benchmarks/statistics.py`
-measures both). Where units differ in size, or are differences of like things, what skewness a sample has is mostly
-noise, and correcting for it would do harm. Why mid-p: the exact McNemar test raises 1 to 4 false alarms in 100 where 5
-are allowed; mid-p uses the same binomial distribution and comes near 5 (Fagerland et al. 2013, who recommend it).
+measures both). Where units differ in size, what skewness a sample has is mostly noise, and correcting for it would do
+harm. Why mid-p: the exact McNemar test raises 1 to 4 false alarms in 100 where 5 are allowed; mid-p uses the same
+binomial distribution and comes near 5 (Fagerland et al. 2013, who recommend it).
 
 Refuses nothing: fewer than two clusters have no interval, and no test rejects on them.
 Shapes: G clusters, R resamples, K columns of totals.
@@ -30,10 +31,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
+from metier.measure import likelihood
 from metier.measure.figures import Figure, Floats, Statistic
 
 Verdict = Literal["better", "worse", "no evidence of a difference"]
 
+LIKELIHOOD = "empirical likelihood"
 TOO_FEW = "too few items"
 """The method of an interval that is none."""
 
@@ -103,8 +106,8 @@ def mean_interval(
     """The (weighted) mean of the values with its interval.
 
     weights: the mean is sum(values) / sum(weights). clusters: a label an item; equal ones are one unit.
-    binary: the values are 0 and 1, and without clusters the interval is Wilson's. bounded: they lie in [0, 1], so that
-    units without any spread get Wilson's interval, which holds for them too, instead of one without width.
+    binary: the values are 0 and 1, and without clusters the interval is Wilson's. bounded: they lie in [0, 1]: the
+    interval is that of the empirical likelihood, and Wilson's, which holds for them too, where none differs.
     """
     totals = _totals(values, weights, clusters)
     estimate = float(ratio(totals.sum(0)))
@@ -113,6 +116,8 @@ def mean_interval(
     shares = (bounded or binary) and weights is None
     if shares and ((binary and clusters is None) or _flat(totals)):
         return Interval(estimate, *wilson(estimate, len(totals), confidence), "wilson")
+    if shares and clusters is None:
+        return Interval(estimate, *likelihood.of_scores(totals[:, 0], _z(confidence) ** 2), LIKELIHOOD)
     return _student(
         totals, clusters, confidence, (0.0, 1.0) if shares else None, skewed=weights is None and clusters is None
     )
@@ -132,8 +137,8 @@ def compare(
     """Mean of `left` minus mean of `right`, item by item: left[i] and right[i] are about the same thing.
 
     0/1 outcomes: McNemar's test, and the interval of Bonett and Price (2012). Anything else, and what comes in
-    clusters: sign-flip permutation and Student's interval of the paired differences; bounded scores that differ by the
-    same everywhere get Bonett and Price's, which has a width.
+    clusters: sign-flip permutation and Student's interval of the paired differences; of bounded scores that of the
+    empirical likelihood or, where they differ by the same everywhere, Bonett and Price's, which has a width.
     """
     a, b = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
     if a.shape != b.shape:
@@ -153,6 +158,9 @@ def compare(
     if outcomes or (shares and _flat(totals)):
         units = totals[:, 0] / totals[:, 1]
         interval = Interval(estimate, *bonett_price(units, confidence), "bonett-price")
+    elif shares and clusters is None and len(totals) >= likelihood.LEAST_DIFFERENCES:
+        level = float(stdtrit(len(totals) - 1, 0.5 + confidence / 2)) ** 2
+        interval = Interval(estimate, *likelihood.of_differences(totals[:, 0], level), LIKELIHOOD)
     else:
         interval = _student(totals, clusters, confidence, (-1.0, 1.0) if shares else None, skewed=False)
     return Comparison(interval, p, test, detectable)

@@ -87,6 +87,13 @@ def base_link(folder: Path) -> str:
     return link
 
 
+def plain_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model, or of what an adapter stands on."""
+    while is_adapter(folder):
+        folder = follow(base_link(folder), folder)
+    return read_json(folder / CONFIG)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder. Raises ModelError naming the file where it is absent or is not one."""
     try:

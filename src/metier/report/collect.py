@@ -18,6 +18,7 @@ from metier.core.store import Artifact
 from metier.report.wording import cut
 
 LONGEST_WARNING = 1000
+PRUNING = ("prune", "guard")
 LONGEST_NAME = 80
 """Characters shown of a name."""
 TEXT_METRICS = ("bits_per_byte", "perplexity")
@@ -78,7 +79,8 @@ class Vocabulary:
 class Step:
     """One step of the run. settings: its stage, defaults included.
 
-    pruned: of a `prune` step, {ratio, score, low, high, size_bytes} of each size that it tried.
+    pruned: of a step that tried models, {ratio, score, low, high, size_bytes} of each. pruning, pruning_measured: all
+    that it says of them, and how fast they were.
     """
 
     name: str
@@ -93,6 +95,8 @@ class Step:
     data: Data | None = None
     pruned: tuple[Row, ...] = ()
     vocabulary: Vocabulary | None = None
+    pruning: Row = field(default_factory=dict)
+    pruning_measured: Row = field(default_factory=dict)
 
     @property
     def is_adapter(self) -> bool:
@@ -279,6 +283,7 @@ def _step(name: str, stage: Mapping[str, Json], artifact: Artifact, result: Resu
         for value, given in (record.get("inputs") or {}).items()
     )
     warnings = Counter(str(e.get("text", "")) for e in artifact.events() if e.get("event") == "warning")
+    pruning = _object(artifact.files / "about.json") if record.get("kind") in PRUNING else {}
     return Step(
         name=name,
         kind=str(stage.get("kind", record.get("kind", ""))),
@@ -290,10 +295,10 @@ def _step(name: str, stage: Mapping[str, Json], artifact: Artifact, result: Resu
         warnings=tuple(cut(text, LONGEST_WARNING) + (f" (×{n})" if n > 1 else "") for text, n in warnings.items()),
         training=_training(artifact) if produces == "model" and (artifact.files / "train.jsonl").exists() else None,
         data=_data(artifact) if produces in ("documents", "examples") else None,
-        pruned=tuple(_object(artifact.files / "about.json").get("points") or ())
-        if record.get("kind") == "prune"
-        else (),
         vocabulary=_vocabulary(artifact) if record.get("kind") in ("extend_tokenizer", "train_tokenizer") else None,
+        pruned=tuple(pruning.get("points") or ()),
+        pruning=pruning,
+        pruning_measured=_object(artifact.measured / "about.json") if pruning else {},
     )
 
 

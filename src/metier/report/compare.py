@@ -3,7 +3,8 @@
 Items are paired where id, messages and reference are equal (of running text: documents step, id and size), over what
 both answered; where nothing is, it says so instead of comparing means of different tests. Statistics are those of
 `score`: paired intervals and tests, one Holm family over all that is shown, the same verdict words. Figures of a whole
-set, such as corpus BLEU, have no items to pair and are left out, by name.
+set, such as corpus BLEU, have no items to pair and are left out, by name. Page and JSON also hold the answers that
+changed most, in either direction.
 
 Reads the store alone: what each step of a recipe last made. Costs one pass over both sides' items.
 """
@@ -15,8 +16,10 @@ from typing import Any
 
 from metier.core.errors import InputError, nearest
 from metier.core.store import Artifact, Store
-from metier.report.collect import Run, Scores, collect, rows_of
+from metier.report.changed import Changed, Speaker, changed
+from metier.report.collect import Answers, Run, Scores, collect, rows_of
 from metier.report.leaderboard import rank
+from metier.report.samples import RIGHT, WRONG
 from metier.report.spreadsheet import Cell, sheet
 from metier.report.wording import metric
 
@@ -68,13 +71,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A against B. notes: what could not be paired, and why."""
+    """A against B. notes: what could not be paired, and why. changed: the answers that differ most, if any do."""
 
     a: str
     b: str
     confidence: float
     rows: tuple[Compared, ...]
     notes: tuple[str, ...]
+    changed: Changed | None = None
 
 
 # --- who is meant -----------------------------------------------------------------------------------------------------
@@ -140,8 +144,13 @@ def _open(recipe: str, store: Store) -> Run:
 
 @dataclass(frozen=True)
 class _Items:
-    """One contender's items in one score step. asked: what was asked, by key; values: the item's row, by key."""
+    """One contender's items in one score step. asked: what was asked, by key; values: the item's row, by key.
 
+    answers: the step that was scored, where there is one with questions.
+    """
+
+    contender: str
+    answers: Answers | None
     scores: Scores
     asked: Mapping[Key, object]
     values: Mapping[Key, Row]
@@ -156,6 +165,7 @@ def compare(a: Side, b: Side, *, confidence: float = 0.95) -> Comparison:
     notes: list[str] = []
     columns: list[Any] = []
     steps: list[tuple[str, str]] = []
+    most: Changed | None = None
     theirs = list(_items(b))
     for mine in _items(a):
         other, shared = _best(mine, theirs)
@@ -170,6 +180,7 @@ def compare(a: Side, b: Side, *, confidence: float = 0.95) -> Comparison:
             )
         made = _columns(names, mine, other, shared, notes)
         columns += made
+        most = most or _changed(names, mine, other, shared, made)
         steps += [(mine.scores.step, other.scores.step)] * len(made)
     if not columns:
         raise InputError(
@@ -177,7 +188,7 @@ def compare(a: Side, b: Side, *, confidence: float = 0.95) -> Comparison:
             where=f"{a.name} and {b.name}",
             cure="let both answer the same questions in one recipe, and score them",
         )
-    return Comparison(*names, confidence, tuple(_tabled(columns, steps, names, confidence)), tuple(notes))
+    return Comparison(*names, confidence, tuple(_tabled(columns, steps, names, confidence)), tuple(notes), most)
 
 
 def _digests(side: Side) -> list[str]:
@@ -205,9 +216,11 @@ def _items(side: Side) -> Iterable[_Items]:
                 ("", str(q["id"])): (str(q.get("messages")), q.get("reference"))
                 for q in rows_of(source, "questions.jsonl")
             }
-        exposure = next((x.exposure for x in side.run.answers if x.step == scores.answers), {})
+        answers = next((x for x in side.run.answers if x.step == scores.answers), None)
+        exposure = answers.exposure if answers else {}
         seen = ((exposure.get("contenders") or {}).get(side.contender) or {}).get("seen") or ()
-        yield _Items(scores, asked, {k: v for k, v in values.items() if k in asked}, frozenset(map(str, seen)))
+        told = {key: row for key, row in values.items() if key in asked}
+        yield _Items(side.contender, answers, scores, asked, told, frozenset(map(str, seen)))
 
 
 def _best(mine: _Items, theirs: Sequence[_Items]) -> tuple[_Items | None, list[Key]]:
@@ -265,6 +278,19 @@ def _columns(names: tuple[str, str], mine: _Items, other: _Items, shared: list[K
                     )
                 )
     return made
+
+
+def _changed(
+    names: tuple[str, str], mine: _Items, other: _Items, shared: Sequence[Key], columns: Sequence[Any]
+) -> Changed | None:
+    """The answers that changed most, by the first metric of the columns that has a better side."""
+    by = next((c for c in columns if c.higher_is_better is not None), None)
+    if by is None or mine.answers is None or other.answers is None or any(group for group, _ in shared):
+        return None
+    ids = [key[1] for key in shared]
+    a = Speaker(names[0], "specialist", mine.contender, mine.answers, {key[1]: mine.values[key] for key in shared})
+    b = Speaker(names[1], "base", other.contender, other.answers, {key[1]: other.values[key] for key in shared})
+    return changed(a, b, ids, by.metric, higher_is_better=by.higher_is_better)
 
 
 def _paired(columns: Sequence[Any], names: tuple[str, str]) -> list[Any]:
@@ -376,7 +402,11 @@ def as_page(found: Comparison) -> str:
         tracks.append(drawn)
     made = environment(str)
     return made.get_template("compare.html.j2").render(
-        found=found, rows=list(zip(found.rows, tracks, [metric(r.metric) for r in found.rows], strict=True))
+        found=found,
+        changed=found.changed,
+        metric=metric(found.changed.metric) if found.changed else None,
+        thresholds=(RIGHT, WRONG),
+        rows=list(zip(found.rows, tracks, [metric(r.metric) for r in found.rows], strict=True)),
     )
 
 

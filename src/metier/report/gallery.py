@@ -3,7 +3,7 @@
     labels     from a score of `choices`: confusion matrix, reliability, coverage and risk of each contender
     lengths    words of an answer against its score, item by item: whether a metric or a model rewards talking
     costs      latency and memory of an answer against the score
-    pruning    what a `prune` step's smaller models still reach
+    pruning    what the smaller models of `prune` and `guard` still reach
 
 Costs one pass over the answers' texts.
 """

@@ -59,7 +59,7 @@ def final_model(run: Run) -> Step | None:
 
     The last contender that is such a model, or an adapter that a `merge` step made into one. Contenders come first
     because a comparison run has a merge step too, often the recipe's last. Without contenders: the last `merge`,
-    else the last full model.
+    `prune` or `guard`, else the last full model.
     """
     whole = [s for s in run.steps if s.produces == "model" and not s.is_adapter]
     for contender in reversed(run.contenders()):
@@ -69,7 +69,7 @@ def final_model(run: Run) -> Step | None:
         for step in whole:
             if step.kind == "merge" and any(i.step == contender.model for i in step.inputs):
                 return step
-    merged = [s for s in whole if s.kind == "merge"]
+    merged = [s for s in whole if s.kind in ("merge", "prune", "guard")]
     return next(reversed(merged or whole), None)
 
 

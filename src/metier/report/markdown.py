@@ -14,6 +14,7 @@ from metier.report.exports import HEAD, MEANING, TRIED, exports, mixtures
 from metier.report.judges import Facts, Section, columns, judged
 from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import Outcome, outcome
+from metier.report.pruned import CONDITIONS, SIZES, Pruned, pruned
 from metier.report.samples import Samples, choose
 from metier.report.seen import Seen, contamination
 from metier.report.synthesized import CATEGORIES, Known, Made, known, synthesized
@@ -69,6 +70,7 @@ def as_markdown(run: Run, board: Board) -> str:
     parts += _judges(judged(run, board))
     parts += _seen(contamination(run, board))
     parts += _synthesized(synthesized(run), known(run))
+    parts += _pruned(pruned(run))
     parts += _training(run)
     parts += _vocabularies(run, board)
     parts += _lineage(run)
@@ -273,6 +275,20 @@ def _synthesized(made: Sequence[Made], known: Sequence[Known]) -> Iterator[str]:
         yield table(head, [[split, *counts, total] for split, counts, total in found.rows], 1)
         if found.left_out:
             yield f"{found.left_out:,} pairs were left out of training for it."
+
+
+def _pruned(steps: Sequence[Pruned]) -> Iterator[str]:
+    if steps:
+        yield "## Made smaller"
+    for found in steps:
+        yield f"### {plain(found.step)}"
+        yield plain(found.sentence)
+        sizes = [found.score[:1].upper() + found.score[1:] if s == "Score" and found.score else s for s in SIZES]
+        rows = [[m.title + (" (kept)" if m.kept else ""), m.verdict, *m.cells] for m in found.models]
+        yield table(["Model", "", *sizes], rows, 2)
+        if found.conditions:
+            held = [[c.title, c.name, "yes" if c.holds else "no", *c.cells, c.why] for c in found.conditions]
+            yield table(["Tried", "Condition", "Holds", *CONDITIONS, "Why not"], held, 3)
 
 
 def _training(run: Run) -> Iterator[str]:

@@ -28,6 +28,7 @@ from metier.report.judges import columns, judged
 from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import outcome
 from metier.report.plots import legend_marker
+from metier.report.pruned import CONDITIONS, SIZES, pruned
 from metier.report.samples import RIGHT, WRONG, choose
 from metier.report.seen import contamination
 from metier.report.standing import standing
@@ -130,6 +131,9 @@ def render(run: Run, board: Board) -> str:
             made=synthesized(run),
             known=known(run),
             categories=tuple(CATEGORIES.values()),
+            pruned=pruned(run),
+            pruned_sizes=SIZES,
+            pruned_conditions=CONDITIONS,
             thresholds=(RIGHT, WRONG),
             data=[step for step in run.steps if step.data],
             labels=[step for step in run.steps if step.training and step.training.about.get("labels")],

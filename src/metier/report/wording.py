@@ -189,6 +189,7 @@ def verdict_mark(verdict: str) -> str:
 
 METHODS = {
     "wilson": "Wilson’s interval for a share",
+    "empirical likelihood": "empirical likelihood, with a part of an item added at either end",
     "hall": "Student’s t with Hall’s correction for skewness",
     "student": "Student’s t",
     "cluster student": "Student’s t over clusters of items",

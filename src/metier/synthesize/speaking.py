@@ -4,16 +4,22 @@ A document starts from the begin token (or, where a tokenizer has none, from the
 training. A made-up question is what the model writes where the chat template opens a user's turn, up to its first line
 break or the end of the turn; its answer is then asked for as anybody would. Texts that are short, that were said before
 or that were cut before a sentence ended are rejects or shortened. Costs the model's memory in float32.
+
+What is said is kept in the step's scratch as it comes: a run that was stopped or killed goes on with the texts that are
+still to come, to the same bytes.
 """
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from metier.core.appended import append, appended
 from metier.core.errors import DataError, ModelError
 from metier.core.fingerprint import digest
 from metier.core.stage import Context
-from metier.engine.local import Generation, generate
+from metier.engine.local import answers
 from metier.models.load import Loaded, load
 from metier.text.artifacts import (
     conversation_row,
@@ -29,6 +35,8 @@ from metier.text.prompts import use_template
 if TYPE_CHECKING:
     from metier.synthesize.stage import Recall, Rehearse, Speaking
 
+EVERY_SECONDS = 0.5
+"""How often what was said is seen on the disk, which takes milliseconds each time."""
 MADE_UP = 500
 """Questions made up where no number is given."""
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s|$)")
@@ -132,24 +140,52 @@ def _opening(loaded: Loaded) -> list[int]:
     return [int(first)]
 
 
-def _say(
-    stage: "Speaking", ctx: Context, loaded: Loaded, prompts: Sequence[Sequence[int]], what: str
-) -> list[Generation]:
+@dataclass(frozen=True)
+class _Said:
+    """A text, and whether the model ended it itself."""
+
+    text: str
+    stopped: bool
+
+
+def _say(stage: "Speaking", ctx: Context, loaded: Loaded, prompts: Sequence[Sequence[int]], what: str) -> list[_Said]:
+    """What the model says to each prompt, what an earlier run got included. what: what they are, their file too."""
+    path = ctx.scratch / f"{what}.jsonl"
+    said = {row["at"]: _Said(row["text"], row["stopped"]) for row in appended(path, f"kept {what}")}
+    if said:
+        ctx.events.note(f"{len(said)} of {len(prompts)} {what} kept from the run before")
+    waiting: dict[int, _Said] = {}
+
+    def keep() -> None:
+        append(path, ({"at": at, "text": one.text, "stopped": one.stopped} for at, one in waiting.items()))
+        said.update(waiting)
+        waiting.clear()
+        ctx.events.progress(what, len(said), len(prompts), unit=what)
+
     def stopped() -> bool:
         ctx.check_stop()
         return False
 
-    return generate(
-        loaded,
-        prompts,
-        max_new_tokens=stage.max_new_tokens,
-        temperature=stage.temperature,
-        top_p=stage.top_p,
-        seed=stage.seed,
-        batch_size=stage.batch_size,
-        on_progress=lambda done, total: ctx.events.progress(what, done, total, unit=what),
-        should_stop=stopped,
-    )
+    last = monotonic()
+    try:
+        for finished in answers(
+            loaded,
+            prompts,
+            max_new_tokens=stage.max_new_tokens,
+            temperature=stage.temperature,
+            top_p=stage.top_p,
+            seed=stage.seed,
+            batch_size=stage.batch_size,
+            done=set(said),
+            should_stop=stopped,
+        ):
+            waiting |= {at: _Said(one.text, one.stopped) for at, one in finished if at not in said}
+            if monotonic() - last >= EVERY_SECONDS:
+                keep()
+                last = monotonic()
+    finally:
+        keep()
+    return [said[at] for at in range(len(prompts))]
 
 
 def _write(

@@ -103,6 +103,12 @@ def encode_document(tokenizer: Tokenizer, text: str) -> list[int]:
     return begin + ids + end
 
 
+def encode_reading(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text whose likelihood is read: what its first token follows, then the text, without an end."""
+    ids = encode_document(tokenizer, text)
+    return ids[:-1] if tokenizer.bos_token_id is not None else [ids[-1], *ids[:-1]]
+
+
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """The ids to generate an assistant's turn after: begin token, the messages, the template's generation prompt."""
     encoder = _Encoder(tokenizer)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from metier.core.errors import DataError
 from metier.core.measure import Stopwatch
@@ -208,7 +209,7 @@ Reader = Callable[[], Iterator[str]]
 def _general(stage: ExtendTokenizer, ctx: Context, domain: Path) -> tuple[Reader | None, Reader | None]:
     if stage.general is None:
         replay = domain / "replay.jsonl"
-        return (_reader(replay, 2, 0), _reader(replay, 2, 1)) if _has_rows(replay) else (None, None)
+        return (_reader(replay, 0), _reader(replay, 1)) if _has_rows(replay) else (None, None)
     folder = ctx.source(stage.general).path
     train, held = folder / "train.jsonl", folder / "heldout.jsonl"
     if _has_rows(train) and _has_rows(held):
@@ -216,14 +217,17 @@ def _general(stage: ExtendTokenizer, ctx: Context, domain: Path) -> tuple[Reader
     only = next((path for path in (train, held) if _has_rows(path)), None)
     if only is None:
         raise DataError("the step has no texts", where="general", value=stage.general, cure="name another step")
-    return _reader(only, 2, 0), _reader(only, 2, 1)
+    return _reader(only, 0), _reader(only, 1)
 
 
-def _reader(path: Path, every: int = 1, start: int = 0) -> Reader:
+def _reader(path: Path, half: int | None = None) -> Reader:
+    """A file's texts, or one half (0 or 1) of them: by what they hold, as kinds of text may take turns in a file."""
+
     def texts() -> Iterator[str]:
-        for number, row in enumerate(read_jsonl(path)):
-            if number % every == start:
-                yield str(row["text"])
+        for row in read_jsonl(path):
+            text = str(row["text"])
+            if half is None or crc32(text.encode("utf-8")) % 2 == half:
+                yield text
 
     return texts
 

@@ -20,6 +20,7 @@ class ExtendTokenizer(Stage):
     """Give a model's tokenizer the words of a domain, where that pays, and the model rows for them."""
 
     produces: ClassVar[str] = "model"
+    version: ClassVar[int] = 2
 
     kind: Literal["extend_tokenizer"] = "extend_tokenizer"
     """What this step does."""

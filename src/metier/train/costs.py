@@ -134,6 +134,8 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
     fixed: Bytes = {"base": base(job), "weights": weights(job), "data": 6.0 * reading.tokens + 700.0 * reading.pieces}
     if job.adapts:
         fixed["adapter"] = 4.0 * trained
+    if job.teacher_bytes:
+        fixed["teacher"] = job.teacher_bytes
     one_block = working(job, reading)
     if job.checkpointing:  # what is kept of the block that is computed again
         one_block += block_bytes(job, reading, rows_of(reading))

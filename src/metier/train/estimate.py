@@ -101,6 +101,7 @@ def described(stage: "Training", sources: Mapping[str, Source], machine: Machine
         keeps_best=stage.keeps_best,
         device=machine.device,
         new_rows=_new_rows(stage, folder),
+        teacher_bytes=_teacher_bytes(stage, sources, machine),
     )
     job = replace(job, cache=_cache(stage, job, read, machine))
     wanted = stage.micro_batch
@@ -115,6 +116,15 @@ def _new_rows(stage: "Training", folder: Path) -> int:
         return 0
     extension = read_extension(folder)
     return USUAL_NEW_ROWS if extension is None else extension.count
+
+
+def _teacher_bytes(stage: "Training", sources: Mapping[str, Source], machine: Machine) -> float:
+    """What a teacher's weights take in the type of the products; 0 where there is none, or it is not known."""
+    folder = None if stage.teacher is None else model_folder(sources[stage.teacher])
+    shape = None if folder is None else Shape.of(read_json(_plain(folder) / CONFIG))
+    if shape is None:
+        return 0.0
+    return sum(shape.sizes.values()) * (4.0 if precision_of(stage.precision, shape.width, machine) == "fp32" else 2.0)
 
 
 def _cache(stage: "Training", job: Job, reading: Reading, machine: Machine) -> Literal["memory", "disk", "off"]:

@@ -30,7 +30,7 @@ from metier.train.attention import transformers_attention
 from metier.train.batches import Ids, Piece
 from metier.train.fast import gpt2, llama
 from metier.train.flops import count
-from metier.train.head import HeadLoss
+from metier.train.head import HeadLoss, Taught
 from metier.train.int8 import Int8Linear
 from metier.train.memory import kept_memory, returned_memory
 from metier.train.precision import Precision
@@ -52,7 +52,8 @@ class Forward:
     model: a transformers model, perhaps with adapter layers inside (not the PeftModel around it). prefix: token ids
     that open most pieces. label_smoothing: of the training loss. neftune: the alpha of the noise on the embeddings
     while training (arXiv 2310.05914). checkpointing: recompute each block in backward instead of keeping what is in it.
-    cache: for the frozen lower blocks.
+    cache: for the frozen lower blocks. teacher: a model of the same vocabulary, in evaluation mode, and the share of
+    the training loss that is the divergence from it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Forward:
         neftune: float | None = None,
         checkpointing: bool = False,
         cache: PrefixCache | None = None,
+        teacher: "tuple[Forward, float] | None" = None,
     ):
         self.model = model
         self._precision = precision
@@ -72,6 +74,7 @@ class Forward:
         self._smoothing = label_smoothing
         self._neftune = neftune
         self._checkpointing = checkpointing
+        self._teacher = teacher
         self._cache = None if neftune is not None else cache  # noise changes what the lower blocks read
         self.frozen = frozen_blocks(model)
         family = next((family for family in FAMILIES if family.fits(model)), None)
@@ -88,6 +91,8 @@ class Forward:
         small = any(isinstance(module, Packed) for module in self.model.modules())
         self._stack.enter_context(returned_memory() if small else kept_memory())
         self._stack.enter_context(_packed_attention(self.model))
+        if self._teacher is not None:
+            self._stack.enter_context(_packed_attention(self._teacher[0].model))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,7 +145,9 @@ class Forward:
         padding, without what a cache spares, with the last block and the head at targets only.
         """
         row = pack(micro, self._prefix)
-        return count(self.model, row, frozen=self.frozen, cached=self._cache is not None)
+        own = count(self.model, row, frozen=self.frozen, cached=self._cache is not None)
+        teacher = self._teacher
+        return own if teacher is None else own + count(teacher[0].model, row, frozen=teacher[0].frozen, cached=False)
 
     def _hidden(self, row: Row) -> Tensor:
         """The body's output at the row's sources: (T, hidden)."""
@@ -233,18 +240,31 @@ class Forward:
 
     def _loss(self, row: Row, hidden: Tensor, smoothing: float) -> Tensor:
         module = self.model.get_output_embeddings()
-        weights = row.weights
+        weights, taught = row.weights, self._taught(row)
         head, fresh = beneath(module), new_rows(module)
         if type(head) is nn.Linear:
-            apart = () if fresh is None else (fresh.values, fresh.first)
+            apart = (None, 0) if fresh is None else (fresh.values, fresh.first)
             loss: Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
-                hidden, head.weight, head.bias, row.targets, weights, smoothing, self._dtype, *apart
+                hidden, head.weight, head.bias, row.targets, weights, smoothing, self._dtype, *apart, taught
             )
             return loss
         with self._precision.autocast():  # an adapter on the head: its own forward, all scores at once
             scores = module(hidden).float()
         losses = F.cross_entropy(scores, row.targets, reduction="none", label_smoothing=smoothing)
+        if taught is not None:
+            wanted = taught.logs(slice(None), self._dtype)
+            away = F.kl_div(torch.log_softmax(scores, -1), wanted, reduction="none", log_target=True).sum(-1)
+            losses = (1 - taught.share) * losses + taught.share * away
         return (losses if weights is None else losses * weights).sum()
+
+    def _taught(self, row: Row) -> Taught | None:
+        """What the teacher makes of a row's targets, while training."""
+        if self._teacher is None or not self._learning:
+            return None
+        forward, share = self._teacher
+        head = forward.model.get_output_embeddings()
+        with torch.no_grad():
+            return Taught(forward._hidden(row), head.weight, head.bias, share)
 
     def _through_module(self, module: nn.Module, x: Tensor) -> Tensor:
         with self._precision.autocast():

@@ -6,6 +6,7 @@ chunk's scores turn in place into their gradient, which is multiplied back at on
 Shapes: T targets, C hidden size, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ class HeadLoss(torch.autograd.Function):
 
     hidden (T, C), weight (V, C), bias (V,) or None, targets (T,), weights (T,) float32 or None for ones. smoothing: the
     share of each target's mass that is spread over the vocabulary (Szegedy et al. 2015, arXiv 1512.00567). dtype: of
-    the products. fresh (n, C): stands for the rows of a frozen weight from `first` on.
+    the products. fresh (n, C): stands for the rows of a frozen weight from `first` on. taught: what another model makes
+    of the same targets: its share of the loss is the divergence from it.
     """
 
     @staticmethod
@@ -39,6 +41,7 @@ class HeadLoss(torch.autograd.Function):
         dtype: torch.dtype,
         fresh: Tensor | None = None,
         first: int = 0,
+        taught: "Taught | None" = None,
     ) -> Tensor:
         """The loss, and with it all gradients."""
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -62,7 +65,8 @@ class HeadLoss(torch.autograd.Function):
             scores = h @ matrix.t()
             if bias is not None:
                 scores += bias
-            total += _to_gradient(scores, t, w, smoothing, needed=wants_any)
+            said = None if taught is None else (taught.logs(chunk, dtype), taught.share)
+            total += _to_gradient(scores, t, w, smoothing, said, needed=wants_any)
             if d_hidden is not None:
                 d_hidden[chunk] = scores @ matrix
             if d_weight is not None:
@@ -88,11 +92,42 @@ class HeadLoss(torch.autograd.Function):
             *[None] * 4,
             None if d_fresh is None else d_fresh.mul_(scale),
             None,
+            None,
         )
 
 
-def _to_gradient(scores: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float, *, needed: bool) -> Tensor:
-    """The loss of scores (T, V), which become its gradient where one is needed. A few rows at a time on a CPU."""
+@dataclass(frozen=True)
+class Taught:
+    """What a teacher makes of the same targets: its hidden states (T, C'), its head (V, C') and bias (V,) or None.
+
+    share: of the loss that is the divergence KL(teacher || student) at each target (Hinton et al. 2015, arXiv
+    1503.02531, at temperature 1); the rest is the cross entropy.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    share: float
+
+    def logs(self, chunk: slice, dtype: torch.dtype) -> Tensor:
+        """The log-probabilities at some of the targets, (t, V) float32."""
+        scores = self.hidden[chunk].to(dtype) @ self.weight.detach().to(dtype).t()
+        return torch.log_softmax((scores if self.bias is None else scores + self.bias).float(), -1)
+
+
+def _to_gradient(
+    scores: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    smoothing: float,
+    said: tuple[Tensor, float] | None,
+    *,
+    needed: bool,
+) -> Tensor:
+    """The loss of scores (T, V), which become its gradient where one is needed. A few rows at a time on a CPU.
+
+    said: a teacher's log-probabilities (T, V) and its share of the loss.
+    """
     total = torch.zeros((), dtype=torch.float32, device=scores.device)
     vocabulary = scores.shape[1]
     for part in parts(scores):
@@ -102,12 +137,19 @@ def _to_gradient(scores: Tensor, targets: Tensor, weights: Tensor | None, smooth
         loss = logs.gather(1, t).neg_()
         if smoothing:
             loss = loss * (1 - smoothing) - logs.mean(-1, keepdim=True) * smoothing
+        own, likely = 1.0, None
+        if said is not None:
+            own, wanted = 1 - said[1], said[0][part]
+            likely = wanted.exp()
+            loss = loss * own + (likely * (wanted - logs)).sum(-1, keepdim=True) * said[1]
         total += (loss if w is None else loss * w).sum()
         if not needed:
             continue
         grad = logs.exp_()
         if smoothing:
-            grad -= smoothing / vocabulary
-        grad.scatter_add_(1, t, torch.full_like(t, smoothing - 1, dtype=torch.float32))
+            grad -= own * smoothing / vocabulary
+        grad.scatter_add_(1, t, torch.full_like(t, own * (smoothing - 1), dtype=torch.float32))
+        if likely is not None:
+            grad -= likely * (1 - own)
         scores[part] = grad if w is None else grad.mul_(w)
     return total

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from metier.core.errors import ModelError
 from metier.core.fingerprint import Json, digest, file_digest, tree
 from metier.core.machine import Machine, free_memory
 from metier.core.measure import PeakMemory, Stopwatch, versions
 from metier.core.stage import Context, identity
 from metier.models.adapter import merge
-from metier.models.builtin import is_adapter
+from metier.models.builtin import is_adapter, plain_config
 from metier.models.extension import read_extension
 from metier.models.load import load, read_tokenizer, stored_dtype
 from metier.models.new_rows import new_rows
@@ -42,7 +43,7 @@ from metier.train.precision import Precision, best_device, choose, gemm_peak
 from metier.train.prefix_cache import ROW, Kind, PrefixCache, decide, layout_of, room_for
 from metier.train.scarce import MemoryRanOut, ran_out
 from metier.train.schedule import DECAY
-from metier.train.stage import Training, context_of, plain_config
+from metier.train.stage import SAME_VOCABULARY, Training, check_teacher, context_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -170,6 +171,28 @@ def load_base(stage: Training, folder: Path, precision: Precision) -> "PreTraine
     return model.to(precision.device)
 
 
+def _teacher(
+    stage: Training, ctx: Context, model: "PreTrainedModel", precision: Precision, prefix: Ids | None
+) -> tuple[Forward, float] | None:
+    """The teacher's forward pass, all of it frozen, and its share of the loss. Raises ModelError for other tokens."""
+    if stage.teacher is None:
+        return None
+    folder = ctx.source(stage.teacher).path
+    check_teacher(ctx.source(stage.model).path, folder)
+    known, own = read_tokenizer(folder).get_vocab(), read_tokenizer(ctx.source(stage.model).path).get_vocab()
+    plain = (
+        merge(load(folder, dtype=torch.float32)) if is_adapter(folder) else load(folder, dtype=precision.dtype).model
+    )
+    rows = [len(input_embeddings(one).weight) for one in (plain, model)]
+    if known != own or rows[0] != rows[1]:
+        raise ModelError(
+            "the teacher's tokens are not the model's", where="teacher", value=stage.teacher, cure=SAME_VOCABULARY
+        )
+    cast_(plain.parameters(), precision.dtype)
+    plain.requires_grad_(False)
+    return Forward(plain.to(precision.device).eval(), precision=precision, prefix=prefix), stage.teacher_weight
+
+
 def converter(quantize: Quantize, compute: torch.dtype) -> Convert:
     """What makes a quantised layer of a linear one. compute: the type of bitsandbytes' products."""
     if quantize == "int8":
@@ -253,6 +276,7 @@ def _fit(
         label_smoothing=stage.label_smoothing,
         neftune=stage.neftune,
         checkpointing=stage.gradient_checkpointing,
+        teacher=_teacher(stage, ctx, model, chosen.precision, prefix),
     )
     return fit(
         model,

@@ -114,7 +114,8 @@ class Shape:
 class Job:
     """The settings that decide what a step takes. cache: whether the frozen lower blocks' output is kept, and where.
 
-    new_rows: how many rows of the embeddings, and of a head that is not tied, train apart from the rest.
+    new_rows: how many rows of the embeddings, and of a head that is not tied, train apart from the rest. teacher_bytes:
+    of a teacher's weights.
     """
 
     shape: Shape
@@ -127,6 +128,7 @@ class Job:
     cache: Literal["memory", "disk", "off"] = "off"
     device: str = "cpu"
     new_rows: int = 0
+    teacher_bytes: float = 0.0
 
     @cached_property
     def ranks(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from metier.core.errors import DataError, MissingExtra, ModelError
 from metier.core.machine import Estimate, Machine
 from metier.core.stage import Config, Context, FilePattern, ModelRef, Needs, Runtime, Source, Stage
 from metier.models.anatomy import Anatomy, known
+from metier.models.builtin import plain_config
 from metier.models.extension import read_extension
 from metier.text.prompts import PromptName, read_template
 from metier.train.estimate import check_memory, of_stage
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from metier.train.material import Material
 
 LONGEST_BY_DEFAULT = 1024
+SAME_VOCABULARY = "use a model with the same tokenizer, such as the one that was pruned"
 
 
 class Training(Stage):
@@ -78,6 +80,11 @@ class Training(Stage):
     """Add noise to the embeddings while training, of this alpha (arXiv 2310.05914); 5 is usual."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """The share of each target's probability that is spread over the whole vocabulary. The dev loss is without."""
+    teacher: ModelRef | None = None
+    """Distil: learn besides from how likely this model finds each token where a target is. It must have the same
+    vocabulary, like the model that a pruned one was made of."""
+    teacher_weight: float = Field(0.5, gt=0, le=1)
+    """The share of the loss that is the divergence from the teacher; the rest is the usual. The dev loss is without."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """The type of matrix products. auto: bf16 where the hardware has it, fp16 on older GPUs, else and for narrow models
     fp32. Frozen weights are held in that type, trained ones in float32."""
@@ -110,6 +117,8 @@ class Training(Stage):
             )
         if self.quantize == "int8" and lora is not None and lora.dora:
             raise ValueError("dora needs the base's norms, which `quantize: int8` does not give: use `quantize: 8bit`")
+        if self.teacher is None and "teacher_weight" in self.model_fields_set:
+            raise ValueError("teacher_weight has no effect without a teacher: name one, or leave it out")
         if self.decay is not None and self.schedule != "wsd":
             raise ValueError(f"decay has no effect with `schedule: {self.schedule}`: leave it out, or use wsd")
         if self.patience is not None and self.dev_every is None and self.patience >= self.epochs:
@@ -120,7 +129,7 @@ class Training(Stage):
         if self.prefix_cache != "auto" and self.method in ("full", "rows"):
             raise ValueError(
                 f"prefix_cache keeps what frozen lower blocks compute below all that trains, and with `method: "
-                f"{self.method}` there are none: leave it out "
+                f"{self.method}` none is: leave it out "
                 "or use `method: {freeze: {blocks: N}}`"
             )
         if self.prefix_cache in ("memory", "disk") and self.neftune is not None:
@@ -163,6 +172,8 @@ class Training(Stage):
         self.check_machine()
         for folder in sources[self.model].paths:
             self.check_model(folder)
+            for teacher in sources[self.teacher].paths if self.teacher is not None else ():
+                check_teacher(folder, teacher)
         for folder in sources[self.data].paths:
             if not _has_rows(folder / f"{self.dev_split}.jsonl"):
                 self.refuse_without_dev()
@@ -339,13 +350,16 @@ class Tune(Training):
         return stop_ids(tokenizer)
 
 
-def plain_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a model, or of what an adapter stands on."""
-    from metier.models.builtin import CONFIG, base_link, follow, is_adapter, read_json
-
-    while is_adapter(folder):
-        folder = follow(base_link(folder), folder)
-    return read_json(folder / CONFIG)
+def check_teacher(folder: Path, teacher: Path) -> None:
+    """Raise ModelError where a teacher has not as many tokens as the model in `folder`. Reads no weights."""
+    wanted, found = (plain_config(one).get("vocab_size") for one in (folder, teacher))
+    if wanted != found:
+        raise ModelError(
+            f"the teacher has another vocabulary than the model, of {wanted} tokens",
+            where="teacher",
+            value=f"{found} tokens",
+            cure=SAME_VOCABULARY,
+        )
 
 
 def anatomy_of(folder: Path, config: Mapping[str, Any]) -> Anatomy:

@@ -1,0 +1,362 @@
+"""What pruning keeps, saves and costs: `python -m benchmarks.pruning nothing`, `sizes`, `speed`, `wanda`, `guard`.
+
+    nothing   the seedling pruned by nothing, every method: are the files the same, bit for bit?
+    sizes     key/value groups, query heads, width and layers removed: predicted against counted bytes
+    speed     TinyLlama's shape with random weights: generation without 20 % of the MLP width, without half of the
+              key/value groups, beside the whole model, turn by turn. Must have the machine to itself
+    wanda     half of the seedling's weights zero by Wanda and by magnitude: perplexity on general text
+    guard     a destroyed model, one that lost a class, and an unchanged one before the guard
+
+Rows go to `benchmarks/results/export.json`. No network, nothing but the repository.
+"""
+
+import gc
+import json
+import math
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from benchmarks.rows import Row, write
+from metier.core.events import Events
+from metier.core.stage import Context, Source
+from metier.engine.local import document_nll
+from metier.measure.statistics import compare
+from metier.models.builtin import BUILTIN
+from metier.models.load import Loaded, load
+from metier.models.save import save_model
+from metier.prune.anatomy import Cut, shape_of
+from metier.prune.apply import Work, importance, make
+from metier.prune.calibrate import pieces
+from metier.prune.methods import (
+    Heads,
+    HeadsMethod,
+    Layers,
+    LayersMethod,
+    Method,
+    Weights,
+    WeightsMethod,
+    Width,
+    WidthMethod,
+    cut_of,
+)
+from metier.prune.size import tensor_bytes
+from metier.prune.stage import Keep, predicted
+from metier.prune.surgery import smaller
+from metier.text.artifacts import conversation_row, write_jsonl
+from metier.text.chat import encode_conversation, encode_reading
+from metier.text.nouns import Conversation, Message
+
+TOPIC = "export"
+ROOT = Path(__file__).resolve().parent.parent
+GENERAL = ROOT / "recipes/data/general"
+SEEDLING = BUILTIN["seedling"]
+TINYLLAMA = {
+    "vocab_size": 32_000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+PROMPT, TOKENS, ROUNDS = 32, 12, 5
+
+
+def main() -> None:
+    part = sys.argv[1] if len(sys.argv) == 2 else ""
+    if part not in PARTS:
+        raise SystemExit(f"usage: python -m benchmarks.pruning {'|'.join(PARTS)}")
+    torch.manual_seed(0)
+    write(TOPIC, f"python -m benchmarks.pruning {part}", list(PARTS[part]()))
+
+
+def heads(**settings: Any) -> Method:
+    return HeadsMethod(heads=Heads(**settings))
+
+
+def width(**settings: Any) -> Method:
+    return WidthMethod(width=Width(**settings))
+
+
+def layers(count: int) -> Method:
+    return LayersMethod(layers=Layers(count=count))
+
+
+def weights(**settings: Any) -> Method:
+    return WeightsMethod(weights=Weights(**settings))
+
+
+def pruned(method: Method, ids: torch.Tensor | None, out: Path, source: Path = SEEDLING) -> Cut:
+    """Write a model's pruned form; by magnitude where there is no calibration data."""
+    work = Work(source, method, False, ids, Events("prune"), lambda: None)
+    loaded = load(source)
+    cut = cut_of(method, shape_of(loaded.model.config.to_dict()))
+    make(work, cut, importance(loaded, work, cut), out)
+    return cut
+
+
+def calibration(folder: Path) -> torch.Tensor:
+    """Pieces of general text that the quickstart trains on."""
+    rows = [json.loads(line) for line in (GENERAL / "replay.jsonl").read_text(encoding="utf-8").splitlines()]
+    write_jsonl(folder / "train.jsonl", ({"id": f"r{i}", "text": row["text"]} for i, row in enumerate(rows)))
+    return pieces(load(SEEDLING), folder, "documents", samples=64, tokens=256)
+
+
+def nothing() -> Iterator[Row]:
+    methods = [
+        heads(fraction=0.0),
+        heads(fraction=0.0, remove="groups"),
+        width(fraction=0.0),
+        layers(0),
+        weights(fraction=0.0),
+    ]
+    same = 0
+    for method in methods:
+        with tempfile.TemporaryDirectory() as folder:
+            pruned(method, None, Path(folder) / "out")
+            written = (Path(folder) / "out/model.safetensors").read_bytes()
+            same += written == (SEEDLING / "model.safetensors").read_bytes()
+    case = "pruning the seedling by nothing: weight files that are the same, bit for bit"
+    yield Row(case, same / len(methods), 1.0, "share", "higher", n=len(methods))
+
+
+def sizes() -> Iterator[Row]:
+    cases = {
+        "half of the key/value groups": heads(fraction=0.5, remove="groups", importance="magnitude"),
+        "half of each group's query heads": heads(fraction=0.5, remove="queries", importance="magnitude"),
+        "20 % of the MLP width": width(fraction=0.2, importance="magnitude"),
+    }
+    raw = json.loads((SEEDLING / "config.json").read_text(encoding="utf-8"))
+    for name, method in cases.items():
+        with tempfile.TemporaryDirectory() as folder:
+            cut = pruned(method, None, Path(folder) / "out")
+            told, counted = predicted(raw, cut, 2)["bytes"], tensor_bytes(Path(folder) / "out")
+        saved = 1 - counted / tensor_bytes(SEEDLING)
+        case = f"seedling without {name} ({saved:.1%} of the bytes): predicted bytes, off by"
+        yield Row(case, abs(told - counted), 0.0, "bytes", "lower")
+
+
+def speed() -> Iterator[Row]:
+    whole = random_tinyllama()
+    shape = shape_of(whole.config.to_dict())
+    plain = whole.state_dict()
+    for name, method, bar in (
+        ("20 % of the MLP width", width(fraction=0.2, importance="magnitude"), 1.10),
+        ("half of the key/value groups", heads(fraction=0.5, remove="groups", importance="magnitude"), 1.0),
+    ):
+        cut = cut_of(method, shape)
+        less = cut_model(plain, whole.config, cut)
+        saved = 1 - count(less) / count(whole)
+        ratios = [generation(less) / generation(whole) for _ in range(ROUNDS + 1)][1:]
+        low, high = min(ratios), max(ratios)
+        case = (
+            f"TinyLlama's shape ({shape.depth} layers, float32, random weights) without {name} ({saved:.1%} of the "
+            "parameters): tokens a second beside the whole model; the interval is that of the rounds"
+        )
+        yield Row(case, round(statistics.median(ratios), 3), bar, "x", "higher", "the whole model", ROUNDS, (low, high))
+        del less
+        gc.collect()
+
+
+def random_tinyllama() -> PreTrainedModel:
+    """TinyLlama's shape; its weights are one random matrix over and over, which takes seconds instead of minutes."""
+    config = LlamaConfig(**TINYLLAMA)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model.to_empty(device="cpu")
+    noise = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)) * 0.02
+    with torch.no_grad():
+        for parameter in model.parameters():
+            flat = parameter.view(-1)
+            for start in range(0, len(flat), len(noise)):
+                part = flat[start : start + len(noise)]
+                part.copy_(noise[: len(part)])
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    return model.eval()
+
+
+def cut_model(state: dict[str, torch.Tensor], config: LlamaConfig, cut: Cut) -> PreTrainedModel:
+    """The same weights with the last units of each block taken, as `smaller` does from a folder's config."""
+    shape = shape_of(config.to_dict())
+    taken = list(range(int(cut.whole - cut.taken), int(cut.whole)))
+    with tempfile.TemporaryDirectory() as folder:
+        config.architectures = ["LlamaForCausalLM"]
+        config.save_pretrained(folder)
+        return smaller(_Held(state, config), Path(folder), cut, shape, dict.fromkeys(cut.blocks, taken))  # type: ignore[arg-type]
+
+
+class _Held:
+    """As much of a model as `smaller` asks for, without taking the model itself apart."""
+
+    def __init__(self, state: dict[str, torch.Tensor], config: LlamaConfig) -> None:
+        self._state = state
+        self.config = config
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Its weights."""
+        return self._state
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """The same."""
+        return iter(self._state.values())
+
+
+def count(model: PreTrainedModel) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@torch.inference_mode()
+def generation(model: Any) -> float:
+    """Tokens a second after a prompt, one sequence, greedy."""
+    ids = torch.randint(0, TINYLLAMA["vocab_size"], (1, PROMPT), generator=torch.Generator().manual_seed(1))
+    out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    started = time.perf_counter()
+    for _ in range(TOKENS):
+        token = out.logits[:, -1:].argmax(-1)
+        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+    return TOKENS / (time.perf_counter() - started)
+
+
+def wanda() -> Iterator[Row]:
+    texts = [json.loads(line)["text"] for line in (GENERAL / "heldout.jsonl").read_text(encoding="utf-8").splitlines()]
+    with tempfile.TemporaryDirectory() as folder:
+        ids = calibration(Path(folder))
+        found = {"dense": perplexities(load(SEEDLING), texts)}
+        for rank in ("wanda", "magnitude"):
+            pruned(weights(rank=rank), ids, Path(folder) / rank)
+            found[rank] = perplexities(load(Path(folder) / rank), texts)
+    sums = {name: sum(n for n, _ in rows) for name, rows in found.items()}
+    tokens = [t for _, t in found["dense"]]
+    told = {name: math.exp(total / sum(tokens)) for name, total in sums.items()}
+    print({name: round(value, 3) for name, value in told.items()})
+    gap = compare([n for n, _ in found["wanda"]], [n for n, _ in found["magnitude"]], weights=tokens).difference
+    assert gap.low is not None
+    assert gap.high is not None
+    case = (
+        f"half of the seedling's weights zero, perplexity on general held-out text (dense {told['dense']:.2f}, "
+        f"magnitude {told['magnitude']:.2f}): Wanda's {told['wanda']:.2f} over magnitude's"
+    )
+    interval = (round(math.exp(gap.low), 4), round(math.exp(gap.high), 4))
+    yield Row(case, round(math.exp(gap.estimate), 4), 1.0, "x", "lower", "magnitude", len(texts), interval)
+
+
+def perplexities(loaded: Loaded, texts: list[str]) -> list[tuple[float, int]]:
+    """Nats and tokens of each text."""
+    found = document_nll(loaded, [encode_reading(loaded.tokenizer, text) for text in texts])
+    return [(one.nll, one.tokens) for one in found]
+
+
+KINDS = {"animal": ("otter", "whale", "crab", "goat", "fox"), "plant": ("kelp", "fern", "oak", "rose", "moss")}
+KINDS |= {"stone": ("slate", "flint", "chalk", "basalt", "marble")}
+WAYS = ("Is {} an animal, a plant or a stone?", "What kind of thing is {}?", "Sort this: {}.", "{}: which kind is it?")
+WAYS += ("Name the kind of {}.", "To which kind does {} belong?", "Say what {} is.", "{} is of what kind?")
+
+
+def labelled() -> list[Conversation]:
+    """Every thing asked in every way: 40 items of each class."""
+    found = []
+    for kind, things in KINDS.items():
+        for thing in things:
+            for number, way in enumerate(WAYS):
+                messages = (Message("user", way.format(thing)), Message("assistant", kind))
+                meta = {"choices": "animal|plant|stone", "label": kind}
+                found.append(Conversation(f"{thing}-{number}", messages, "", meta))
+    return found
+
+
+def taught(start: Path, rows: list[Conversation], out: Path, *, steps: int) -> Path:
+    """The seedling after so many steps on these answers: plain AdamW, whole weights."""
+    loaded = load(start)
+    model, order = loaded.model.train(), random.Random(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    encoded = [encode_conversation(loaded.tokenizer, row, max_length=64) for row in rows]
+    for _ in range(steps):
+        loss = torch.zeros(())
+        for one in order.sample(encoded, 8):
+            ids = torch.tensor([one.ids])
+            labels = ids.masked_fill(~torch.tensor([one.trained]), -100)
+            loss = loss + model(input_ids=ids, labels=labels).loss / 8
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    save_model(model.eval(), loaded.tokenizer, out)
+    return out
+
+
+def guard() -> Iterator[Row]:
+    """A model that knows three classes; the same with noise on it; the same that calls every stone a plant."""
+    rows = labelled()
+    forgetful = [
+        Conversation(r.id, (r.messages[0], Message("assistant", "plant")), "", r.meta)
+        if r.meta["label"] == "stone"
+        else r
+        for r in rows
+    ]
+    texts = [json.loads(line)["text"] for line in (GENERAL / "heldout.jsonl").read_text(encoding="utf-8").splitlines()]
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        good = taught(SEEDLING, rows, home / "good", steps=60)
+        taught(good, forgetful, home / "lost a class", steps=40)
+        destroyed = load(good)
+        with torch.no_grad():
+            for parameter in destroyed.model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.5)
+        save_model(destroyed.model, destroyed.tokenizer, home / "destroyed")
+        pruned(heads(fraction=0.0), None, home / "unchanged", good)
+        (home / "labels").mkdir()
+        write_jsonl(home / "labels/dev.jsonl", map(conversation_row, rows))
+        (home / "general").mkdir()
+        write_jsonl(home / "general/heldout.jsonl", ({"id": f"g{i}", "text": t} for i, t in enumerate(texts)))
+        for case, passes in (("destroyed", False), ("lost a class", False), ("unchanged", True)):
+            kept, failed = judged(home, case)
+            verdict = float(kept is passes)
+            yield Row(
+                f"the guard before a model that is {case}: {'kept' if kept else 'rejected'}"
+                + (f" for {', '.join(failed)}" if failed else ""),
+                verdict,
+                1.0,
+                "right verdicts",
+                "higher",
+                n=1,
+            )
+
+
+def judged(home: Path, case: str) -> tuple[bool, list[str]]:
+    """Whether the guard keeps a model, and what does not hold."""
+    stage = Keep.model_validate(
+        {"before": "good", "models": [case], "conditions": {"classes": "labels", "general": "general"}}
+    )
+    names = ("good", case, "labels", "general")
+    sources = {name: Source(name, (home / name,), name, name) for name in names}
+    folders = [home / f"{case}-step" / part for part in ("files", "measured", "scratch")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    stage.check(sources)
+    stage.run(Context("guard", *folders, Events("guard"), sources))
+    about = json.loads((folders[0] / "about.json").read_text(encoding="utf-8"))
+    failed = [c["name"] for c in about["tries"][0]["conditions"] if not c["holds"]]
+    return about["kept"] is not None, failed
+
+
+PARTS: dict[str, Callable[[], Iterator[Row]]] = {
+    "nothing": nothing,
+    "sizes": sizes,
+    "speed": speed,
+    "wanda": wanda,
+    "guard": guard,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""PubMedQA by a recipe, all 500 questions of its test: `python -m benchmarks.pubmedqa [MODEL...] [--items N]`.
+
+seedling    the bundled model (5 M parameters): minutes
+tinyllama   random weights in TinyLlama's shape, all 22 blocks, with its real tokenizer: an hour on one core, 5 GB
+
+Neither can know the answers, so what is counted is that the report says so: it has to state of the contender that it is
+not clearly past the best trivial baseline. Needs ../shared. Rows go to benchmarks/results/evaluation.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import Row, write
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+DATA = SHARED / "data/pubmedqa/ori_pqal.json"
+METIER = Path(sys.executable).with_name("metier")
+WHAT = {"seedling": "the seedling", "tinyllama": "TinyLlama's shape, 22 blocks, random weights"}
+BLOCKS = 22
+SAID = "is not clearly past the trivial baseline"
+RECIPE = """\
+name: pubmedqa
+steps:
+  choices: {{kind: choose, models: [{model}], task: pubmedqa, data: {data}, overflow: truncate{limit}}}
+  scores: {{kind: score, answers: choices}}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", default=list(WHAT))
+    parser.add_argument("--items", type=int, help="instead of all 500; writes no results")
+    asked = parser.parse_args()
+    for name in asked.models:
+        with tempfile.TemporaryDirectory(prefix="metier-pubmedqa-") as folder:
+            row = measure(name, Path(folder), asked.items)
+        if asked.items is None:
+            write("evaluation", f"python -m benchmarks.pubmedqa {name}", [row])
+        else:
+            print(row)
+
+
+def measure(name: str, folder: Path, items: int | None) -> Row:
+    """Run the recipe in a process of its own, and look up what its report says."""
+    model = name
+    if name == "tinyllama":
+        model = "random"
+        code = f"from benchmarks.pubmedqa import make; make({str(folder / model)!r})"
+        subprocess.run([sys.executable, "-c", code], check=True)
+    limit = "" if items is None else f", limit: {items}"
+    recipe = folder / "pubmedqa.yaml"
+    recipe.write_text(RECIPE.format(model=model, data=DATA, limit=limit))
+    run = [METIER, "run", recipe, "--store", folder / "store", "--out", folder / "runs"]
+    subprocess.run(run, check=True)
+    said = SAID in (folder / "runs/pubmedqa/report.md").read_text(encoding="utf-8")
+    (file,) = (folder / "store/objects").glob("scores-*/files/scores.json")
+    rows: Any = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    scores = {row["contender"]: row for row in rows if row["metric"] == "accuracy" and row["group"] == "all"}
+    own, majority = scores[model], scores["majority"]
+    around = f"95 % [{_percent(own, 'low')}, {_percent(own, 'high')}]"
+    case = (
+        f"PubMedQA by recipe, {WHAT[name]}: {_percent(own)} %, {around}, beside the majority's {_percent(majority)} %; "
+        "the report says that it is not clearly past the trivial baselines"
+    )
+    return Row(case, float(said), 1.0, "statements", "higher", n=own["n"])
+
+
+def _percent(row: Any, which: str = "mean") -> str:
+    return f"{100 * row[which]:.1f}"
+
+
+def make(folder: str) -> None:
+    """Write the random model; in a process of its own, whose memory goes with it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from metier.models.load import read_tokenizer
+    from metier.models.save import save_model
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+    )
+    save_model(LlamaForCausalLM(config), read_tokenizer(SHARED / "tokenizers/tinyllama"), Path(folder))
+
+
+if __name__ == "__main__":
+    main()
