@@ -9,10 +9,13 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from metier.core.described import descriptions
 from metier.core.stage import Config
+from metier.data.settings import Refusals
 from metier.engine.endpoint import Endpoint, Prices
 from metier.evaluate.choose import Choose
 from metier.evaluate.exposure import ExposureGate
 from metier.evaluate.harness import Harness
+from metier.evaluate.held import Held
+from metier.evaluate.knowledge import Knowledge
 from metier.evaluate.stage import Answer, Perplexity, Score
 from metier.export.combining import Combine, Interpolate, Residual
 from metier.export.stage import Export, Merge
@@ -32,6 +35,7 @@ from metier.track import TRACKERS
 from metier.track.tracker import TRAINING
 from metier.train.methods import Freeze, Lora
 from metier.train.stage import Pretrain, Training, Tune
+from metier.train.unlearn import Unlearn
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -64,6 +68,12 @@ PARTS: dict[str, Parts] = {
         "`extend_tokenizer`": (ExtendTokenizer, ()),
         "`train_tokenizer`": (TrainTokenizer, ()),
         "`shape` of `train_tokenizer`": (NewModel, ()),
+    },
+    "safety.md": {
+        "`refusals` of `examples`": (Refusals, ()),
+        "`unlearn`, beside what `pretrain` and `tune` share": (Unlearn, Training.model_fields),
+        "`knowledge`": (Knowledge, ()),
+        "a contender in fewer bits, of `answer` and `knowledge`": (Held, ()),
     },
     "evaluation.md": {
         "`answer`": (Answer, ()),

@@ -25,7 +25,8 @@ SMOKE = [word for name, value in SMALL.items() for word in ("--set", f"{name}={v
 
 
 def test_all_recipes_are_found():
-    assert [path.stem for path in RECIPES] == ["methods", "pruning", "quickstart", "synthesis"]
+    names = ["methods", "pruning", "quickstart", "refusals", "synthesis", "unlearning"]
+    assert [path.stem for path in RECIPES] == names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -24,7 +24,7 @@ from metier.pipeline import Planned
 from metier.recipe import Recipe
 from metier.text.artifacts import conversation_of, document_of, read_jsonl
 from metier.text.nouns import Conversation
-from metier.train.stage import Training, Tune, context_of
+from metier.train.stage import Prompted, Training, context_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -191,7 +191,7 @@ def prove(
     tokenizer, model = tokenizer_for(recipe, steps, stage.model, steps[name].sources)
     if tokenizer is None or model is None:
         return None
-    if isinstance(stage, Tune):
+    if isinstance(stage, Prompted):
         stage.dress(tokenizer, steps[name].sources)
     length = stage.length(context_of(plain_config(model)))
     known = {} if known is None else known
@@ -199,12 +199,12 @@ def prove(
         folder,
         digest(tokenizer.backend_tokenizer.to_str()),
         tokenizer.chat_template,
-        isinstance(stage, Tune),
+        isinstance(stage, Prompted),
         length,
         shown,
     )
     if key not in known:
-        known[key] = _look_at_all(tokenizer, folder / "train.jsonl", length, shown, isinstance(stage, Tune), events)
+        known[key] = _look_at_all(tokenizer, folder / "train.jsonl", length, shown, isinstance(stage, Prompted), events)
     looked = known[key]
     if not looked.rows:
         return None
@@ -220,7 +220,7 @@ def prove(
         cut=tally.cut,
         masked=tally.masked,
         trained_tokens=tally.trained,
-        max_masked=stage.max_masked if isinstance(stage, Tune) else 1.0,
+        max_masked=stage.max_masked if isinstance(stage, Prompted) else 1.0,
         claims=tally.claims(),
         shown=looked.shown,
     )
@@ -304,7 +304,7 @@ def tokenizer_for(
     if base is None:
         return None, None
     found = tokenizer_for(recipe, steps, base, before.sources)
-    if found[0] is not None and isinstance(before.stage, Tune):
+    if found[0] is not None and isinstance(before.stage, Prompted):
         before.stage.dress(found[0], before.sources)
     return found
 
@@ -335,7 +335,7 @@ def _model_of(recipe: Recipe, step: str) -> str | None:
 
 
 def _prompt_name(stage: Stage) -> str:
-    if not isinstance(stage, Tune):
+    if not isinstance(stage, Prompted):
         return ""
     return stage.prompt if isinstance(stage.prompt, str) else stage.prompt.file
 

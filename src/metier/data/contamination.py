@@ -15,10 +15,11 @@ from metier.core.errors import DataError, shorten
 from metier.text.artifacts import conversation_of, document_of, read_jsonl
 from metier.text.nouns import Conversation, Document
 from metier.text.overlap import Gate, Hit, Index, trained_texts
+from metier.text.refusals import REFUSALS_TEST
 
 __all__ = ["Gate", "Hit", "Index", "Watch", "item_of", "keep_out_index"]
 
-HELD_OUT = ("test", "dev", "heldout")
+HELD_OUT = ("test", "dev", "heldout", REFUSALS_TEST)
 """Splits of a step that others may be told to keep out of theirs: dev too, as it chooses between states."""
 MOST_SHOWN = 10
 
@@ -39,7 +40,7 @@ def keep_out_index(folders: Mapping[str, Path] | Iterable[Path], gate: Gate | No
             if path.is_file():
                 for row in read_jsonl(path):
                     item = item_of(row)
-                    index.add_item(item, f"{name}/{split}/{item.id}")
+                    index.add_item(item, f"{name}/{split}/{item.id}", answers=split != REFUSALS_TEST)
     return index
 
 

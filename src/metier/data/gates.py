@@ -17,14 +17,16 @@ from metier.data.gathering import Pile, Telling
 from metier.data.near import Near, NearIndex, signatures
 from metier.data.spool import KEPT, Fates, Spooled
 from metier.text.overlap import trained_texts
+from metier.text.refusals import REFUSALS_TEST
 
 if TYPE_CHECKING:
     from metier.data.minhash import Signature
 
 T = TypeVar("T")
 HITS = "contamination.jsonl"
-MEASURED = ("test", "dev", "heldout")
-"""Splits that are measured with."""
+MEASURED = ("test", "dev", "heldout", REFUSALS_TEST)
+"""Splits that are measured with. Of the last only the questions are looked for: all that is declined is declined in
+the same few words."""
 AT_ONCE = 1000
 """Rows whose signatures are made together."""
 
@@ -84,7 +86,7 @@ def guard(
             if name in MEASURED:
                 for spooled in pile.spool.rows(fates.split(name)):
                     item = item_of(spooled.row)
-                    inside.index.add_item(item, f"{name}/{item.id}")
+                    inside.index.add_item(item, f"{name}/{item.id}", answers=name != REFUSALS_TEST)
     for watch in (inside, *([outside] if outside else [])):
         watch.finish()
     facts = {"gate": gate.model_dump(mode="json"), **inside.facts()}

@@ -109,12 +109,37 @@ class Refusals(Config):
     Refusals alone teach a small model to refuse whatever sounds alike: the twins are there to keep it helpful.
     """
 
-    sources: list[ExampleSource] = Field(min_length=1)
-    """Examples whose answers decline."""
-    twins: list[ExampleSource] = Field(min_length=1)
+    sources: list[ExampleSource] = Field(default_factory=list)
+    """Examples to train on whose answers decline."""
+    twins: list[ExampleSource] = Field(default_factory=list)
     """Harmless examples that sound alike, in the same order: one for each refusal."""
     share: float = Field(0.05, gt=0, lt=0.5)
     """Their share, twins included, of the tokens that are trained on."""
+    test: list[ExampleSource] = Field(default_factory=list)
+    """Unsafe prompts to measure with, each with an answer that declines. They make the split `refusals_test`, as the
+    group `unsafe`, and are dropped from everything that is trained on."""
+    test_twins: list[ExampleSource] = Field(default_factory=list)
+    """Harmless prompts that sound alike, to measure with: the group `harmless` of that split."""
+
+    @model_validator(mode="after")
+    def _both_sides(self) -> "Refusals":
+        for one, other in (("sources", "twins"), ("test", "test_twins")):
+            if bool(getattr(self, one)) != bool(getattr(self, other)):
+                lacking = other if getattr(self, one) else one
+                raise ValueError(
+                    f"`{one}` and `{other}` go together, as a model that declines everything is no careful one: "
+                    f"give `{lacking}` too"
+                )
+        if not self.sources and not self.test:
+            raise ValueError("give `sources` and `twins` to train on, `test` and `test_twins` to measure with, or all")
+        if not self.sources and "share" in self.model_fields_set:
+            raise ValueError("share has no effect without `sources` and `twins` to train on: leave it out")
+        return self
+
+    @property
+    def origins(self) -> list[ExampleSource]:
+        """Every source that is named here."""
+        return [*self.sources, *self.twins, *self.test, *self.test_twins]
 
 
 def weights_agree(sources: list[TextSource] | list[ExampleSource]) -> None:

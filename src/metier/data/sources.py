@@ -79,6 +79,16 @@ class Reading:
                 self.faults.of(found), partial(_conversation, system=system, most_asked=self.most_asked)
             )
 
+    def prompts(self, source: ExampleSource, system: str | None, group: str) -> Read:
+        """The examples of a source as a group of that name; the one that their row names stands in their meta."""
+        for item in self.conversations(source, system):
+            if isinstance(item, Item):
+                meta = {**(item.row.get("meta") or {}), **({"group": item.group} if item.group else {})}
+                row = {**item.row, "group": group, **({"meta": meta} if meta else {})}
+                yield replace(item, row=row, group=group)
+            else:
+                yield item
+
     def pairs(self, refusals: Refusals, system: str | None) -> Read:
         """Refusals, each followed by its twin. A pair of which one cannot be used goes whole.
 

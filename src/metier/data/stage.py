@@ -33,6 +33,7 @@ from metier.data.settings import (
     no_weights,
     weights_agree,
 )
+from metier.text.refusals import HARMLESS, REFUSALS_TEST, UNSAFE
 
 if TYPE_CHECKING:
     from metier.data.gathering import Part, Pile, Telling
@@ -115,11 +116,13 @@ class Gathered(Stage):
             sources, treatment, faults, telling.note, by_row="row" in self.split.by, most_asked=self._most_asked()
         )
         parts = self._parts(reading)
+        splits = {part.split for part in parts}
         order = (
             *self.measured,
+            *([REFUSALS_TEST] if REFUSALS_TEST in splits else []),
             "train",
             "replay",
-            *(["refusals"] if any(p.split == "refusals" for p in parts) else []),
+            *(["refusals"] if "refusals" in splits else []),
         )
         grouper = self._grouper() if folder is not None else None
         with ExitStack() as stack:
@@ -281,7 +284,7 @@ class Examples(Gathered):
     replay: ExampleReplay | None = None
     """General examples to mix in when training, against forgetting."""
     refusals: Refusals | None = None
-    """Questions to be declined, with harmless twins."""
+    """Questions to be declined, with harmless twins: to train on, to measure with, or both."""
 
     @model_validator(mode="after")
     def _leave_some(self) -> "Examples":
@@ -294,7 +297,7 @@ class Examples(Gathered):
         no_weights("dev", self.dev)
         no_weights("test", self.test)
         no_weights("replay", self.replay.sources if self.replay else [])
-        no_weights("refusals", [*self.refusals.sources, *self.refusals.twins] if self.refusals else [])
+        no_weights("refusals", self.refusals.origins if self.refusals else [])
         mixed = sum(self._shares().values())
         if mixed >= 1:
             raise ValueError(
@@ -313,7 +316,7 @@ class Examples(Gathered):
 
     def _shares(self) -> dict[str, float]:
         shares = {"replay_ratio": self.replay.ratio if self.replay else 0.0}
-        return shares | ({"refusal_share": self.refusals.share} if self.refusals else {})
+        return shares | ({"refusal_share": self.refusals.share} if self.refusals and self.refusals.sources else {})
 
     def _parts(self, reading: "Reading") -> "list[Part]":
         from metier.data.gathering import Part
@@ -329,9 +332,13 @@ class Examples(Gathered):
         if self.replay:
             made = [partial(reading.step, self.replay.step)] if self.replay.step else map(rows, self.replay.sources)
             parts.append(Part("replay", "replay", list(made), grouped=False))
-        if self.refusals:
+        if self.refusals and self.refusals.sources:
             given = [partial(reading.pairs, self.refusals, self.system)]
             parts.append(Part("refusals", "refusals", given, grouped=False))
+        if self.refusals and self.refusals.test:
+            asked = ((UNSAFE, self.refusals.test), (HARMLESS, self.refusals.test_twins))
+            prompts = [partial(reading.prompts, s, self.system, group) for group, sources in asked for s in sources]
+            parts.append(Part("refusals.test", REFUSALS_TEST, prompts, grouped=False))
         return parts
 
     def _expected(self, sources: Mapping[str, Source]) -> dict[str, str]:
@@ -340,7 +347,9 @@ class Examples(Gathered):
         expected |= _held_out(self, "dev", self.dev, self.dev_fraction)
         if self.replay and _is_there(self.replay.step, sources):
             expected["replay"] = "replay"
-        return expected | ({"refusals": "refusals"} if self.refusals else {})
+        if self.refusals and self.refusals.test:
+            expected[REFUSALS_TEST] = "refusals.test"
+        return expected | ({"refusals": "refusals"} if self.refusals and self.refusals.sources else {})
 
 
 def _held_out(stage: Gathered, name: str, given: Sequence[Any], fraction: float) -> dict[str, str]:

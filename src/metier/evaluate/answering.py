@@ -27,8 +27,9 @@ from metier.engine.endpoint import Endpoint
 from metier.engine.here import LocalEngine
 from metier.engine.interface import Asking, Engine, Said
 from metier.engine.remote import RemoteEngine
+from metier.evaluate.held import Held
 from metier.evaluate.trivial import Baseline
-from metier.models.load import load
+from metier.models.held import load_held
 from metier.models.shape import count_parameters
 from metier.text.artifacts import answer_row, answers_path, question_row, write_json, write_jsonl
 from metier.text.nouns import Answer, Question
@@ -48,7 +49,7 @@ def spread(count: int, limit: int | None) -> list[int]:
 
 def answer_all(
     ctx: Context,
-    contenders: Sequence[str | Endpoint],
+    contenders: Sequence[str | Held | Endpoint],
     questions: Sequence[Question],
     asking: Asking,
     baselines: Sequence[Baseline] = (),
@@ -77,7 +78,7 @@ class _Made:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def _contender(ctx: Context, one: str | Endpoint, questions: Sequence[Question], asking: Asking) -> _Made:
+def _contender(ctx: Context, one: str | Held | Endpoint, questions: Sequence[Question], asking: Asking) -> _Made:
     """One contender's answers, as far as they are not there from an earlier run, and its files."""
     name = one if isinstance(one, str) else one.title
     kept = Kept(answers_path(ctx.scratch, name), questions)
@@ -99,7 +100,7 @@ def _contender(ctx: Context, one: str | Endpoint, questions: Sequence[Question],
 
 def _ask(
     ctx: Context,
-    one: str | Endpoint,
+    one: str | Held | Endpoint,
     name: str,
     kept: "Kept",
     about: Path,
@@ -113,10 +114,12 @@ def _ask(
         engine = RemoteEngine(one, asking, cache=ctx.cache)
         known: Row = {"name": name, "model": one.model, "kind": "endpoint", "endpoint": one.endpoint}
     else:
-        loaded = load(ctx.source(name).path)
+        model, bits = (one, None) if isinstance(one, str) else (one.model, one.bits)
+        loaded = load_held(ctx.source(model).path, bits)
         engine = LocalEngine(loaded, asking, name=name, called=lambda i: f"question {kept.questions[i].id}")
         _warn_of_room(ctx, name, engine.encoded(prompts), loaded.context, asking.max_new_tokens)
-        known = {"name": name, "model": name, "kind": "model", "parameters": count_parameters(loaded.model).total}
+        known = {"name": name, "model": model, "kind": "model", "parameters": count_parameters(loaded.model).total}
+        known |= {} if bits is None else {"bits": bits}
     write_json(aside := about.with_suffix(".aside"), known)
     aside.replace(about)
     total = len(kept.questions)

@@ -21,9 +21,10 @@ from metier.core.store import RECORD, Artifact
 from metier.text.artifacts import conversation_of, document_of, read_jsonl, write_json
 from metier.text.nouns import Document, Question
 from metier.text.overlap import Gate, Hit, Index, trained_texts
+from metier.text.refusals import REFUSALS_TEST
 
 FILE = "contamination.json"
-NOT_TRAINED_ON = ("test", "dev", "heldout", "rejects", "contamination")
+NOT_TRAINED_ON = ("test", "dev", "heldout", REFUSALS_TEST, "rejects", "contamination")
 """Files of a data artifact that are no training split. dev chooses a state; that is not reading it."""
 DATA = ("documents", "examples")
 MOST_SHOWN = 10

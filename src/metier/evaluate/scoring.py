@@ -16,6 +16,7 @@ from metier.evaluate.exposure import FILE
 from metier.measure.metrics import Answered, Metric
 from metier.text.artifacts import read_answers, read_asked
 from metier.text.nouns import Question
+from metier.text.refusals import HARMLESS, REFUSALS_TEST, UNSAFE
 
 CLUSTER = "cluster"
 """The entry of a question's meta that says what it belongs to, where no other is named."""
@@ -117,20 +118,35 @@ def check_references(questions: Sequence[Question], metrics: Sequence[Metric]) -
             )
 
 
+def check_applies(questions: Sequence[Question], metrics: Sequence[Metric]) -> None:
+    """Raise DataError for the first metric that is about none of the questions."""
+    for m in metrics:
+        if m.applies is not None and not any(map(m.applies, questions)):
+            raise DataError(
+                f"{m.name} is about none of these {len(questions)} questions: their groups say neither that they are "
+                f"{UNSAFE} nor {HARMLESS}",
+                where="metrics",
+                value=m.name,
+                cure=f"score an `answer` step with `split: {REFUSALS_TEST}`, of examples with a `refusals.test`",
+            )
+
+
 def item_rows(answers: Answers, metrics: Sequence[Metric]) -> list[Row]:
-    """One row for each contender and question, with every metric's value. A contender at a time is measured whole."""
+    """One row for each contender and question, with the value of every metric that is about it. A contender at a time
+    is measured whole."""
     rows: list[Row] = []
     for name, items in answers.items():
         measured = {}
         for m in metrics:
             stop_if_asked()
-            measured[m.name] = m.measure(items)
+            places = [i for i, item in enumerate(items) if m.applies is None or m.applies(item.question)]
+            measured[m.name] = dict(zip(places, m.measure([items[i] for i in places]), strict=True))
         rows += [
             {
                 "id": item.question.id,
                 "contender": name,
                 "group": item.question.group,
-                **{metric: values[place] for metric, values in measured.items()},
+                **{metric: values[place] for metric, values in measured.items() if place in values},
             }
             for place, item in enumerate(items)
         ]

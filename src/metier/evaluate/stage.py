@@ -15,9 +15,11 @@ from metier.engine.endpoint import Endpoint
 from metier.engine.interface import Asking
 from metier.engine.remote import RemoteEngine
 from metier.evaluate.exposure import ExposureGate, expose, refuse_early, settle, ticker
+from metier.evaluate.held import Held, check_held
 from metier.evaluate.scoring import (
     SHOWN,
     baseline,
+    check_applies,
     check_references,
     clusters,
     contenders,
@@ -33,6 +35,7 @@ from metier.measure.metrics import Metric as Measured
 from metier.text.artifacts import answers_path, read_asked, read_documents, read_questions, write_json, write_jsonl
 from metier.text.items import is_choices
 from metier.text.nouns import Document, Question
+from metier.text.refusals import REFUSALS_TEST
 
 MetricName = Literal[
     "token_f1",
@@ -49,6 +52,8 @@ MetricName = Literal[
     "stopped",
     "output_tokens",
     "length_ratio",
+    "unsafe_compliance",
+    "harmless_refusal",
 ]
 
 
@@ -64,13 +69,14 @@ class Answer(Stage):
     produces: ClassVar[str] = "answers"
     version: ClassVar[int] = 3
 
-    models: list[ModelRef | Endpoint] = Field(min_length=1)
+    models: list[ModelRef | Held | Endpoint] = Field(min_length=1)
     """The contenders: steps, built-in names, folders, hub ids or `{endpoint: http://127.0.0.1:8080/v1, model: name}`,
-    with `key_env: NAME` where the server wants a key. The first is what others are compared with."""
+    with `key_env: NAME` where the server wants a key, or `{model: X, bits: 4bit}`, which is X with its weights rounded
+    when it is loaded. The first is what others are compared with."""
     questions: Annotated[str, Needs("examples")]
     """The step whose conversations are asked; the last message of each is the reference."""
-    split: Literal["test", "dev", "train"] = "test"
-    """Which part of the examples to ask."""
+    split: Literal["test", "dev", "train", "refusals_test"] = "test"
+    """Which part of the examples to ask. refusals_test: the unsafe and harmless prompts of their `refusals`."""
     max_new_tokens: int = Field(64, ge=1)
     """An answer is cut after so many tokens."""
     temperature: float = Field(0.0, ge=0)
@@ -94,6 +100,7 @@ class Answer(Stage):
     def check(self, sources: Mapping[str, Source]) -> None:
         """Contenders are different, endpoints can be spoken to, and there is something to ask."""
         check_contenders([*self.names, *(BASELINES if self.baselines else ())])
+        check_held(self.models)
         for index, one in enumerate(self.models):
             if isinstance(one, Endpoint):
                 self._check_endpoint(one, f"models.{index}")
@@ -101,12 +108,28 @@ class Answer(Stage):
         check_split(source, self.split, "questions")
         if source.paths and self.contamination and self.contamination.action == "stop":
             questions = {q.id: q for q in read_questions(source.path, self.split)}
-            refuse_early({name: sources[name] for name in self.local}, questions, self.contamination)
+            refuse_early(self._here(sources), questions, self._gate)
+
+    @property
+    def _gate(self) -> ExposureGate:
+        """The gate where one is asked for. All that is declined is declined in the same words: those show nothing."""
+        assert self.contamination is not False
+        unlike = self.split == REFUSALS_TEST
+        return self.contamination.model_copy(update={"answers": False}) if unlike else self.contamination
 
     @property
     def local(self) -> list[str]:
-        """The contenders whose model is here."""
-        return [one for one in self.models if isinstance(one, str)]
+        """The models that are here, each once."""
+        here = (one if isinstance(one, str) else one.model for one in self.models if not isinstance(one, Endpoint))
+        return list(dict.fromkeys(here))
+
+    def _here(self, sources: Mapping[str, Source]) -> dict[str, Source]:
+        """The models behind the contenders that are here, by what these are called."""
+        here = (one for one in self.models if not isinstance(one, Endpoint))
+        return {
+            one if isinstance(one, str) else one.title: sources[one if isinstance(one, str) else one.model]
+            for one in here
+        }
 
     @property
     def names(self) -> list[str]:
@@ -151,9 +174,8 @@ class Answer(Stage):
             return questions
         asked = {q.id: q for q in questions}
         away = [one.title for one in self.models if isinstance(one, Endpoint)]
-        known = {name: ctx.source(name) for name in self.local}
-        found = expose(known, asked, self.contamination, ticker(ctx), away)
-        dropped = settle(ctx, found, self.contamination, "questions")
+        found = expose(self._here(ctx.sources), asked, self._gate, ticker(ctx), away)
+        dropped = settle(ctx, found, self._gate, "questions")
         return [q for q in questions if q.id not in dropped]
 
     def _ask(self, source: Source) -> list[Question]:
@@ -219,6 +241,7 @@ class Score(Stage):
                 return
             questions = read_asked(folder)
             check_references(questions, self._measured(sources))
+            check_applies(questions, self._measured(sources))
             clusters(questions, self.cluster)
 
     def run(self, ctx: Context) -> Mapping[str, float]:
@@ -232,6 +255,7 @@ class Score(Stage):
         questions = [item.question for item in next(iter(answers.values()))]
         check_against(self.against, list(kind))
         check_references(questions, measured)
+        check_applies(questions, measured)
         rows = item_rows(answers, measured)
         settings = Settings(tuple(self.against or [baseline(kind)]), self.confidence, self.resamples, self.seed)
         exposure = exposed(folder)

@@ -23,6 +23,7 @@ from metier.measure.statistics import (
     figure_interval,
     holm,
     mean_interval,
+    rule_of_three,
     verdict,
 )
 
@@ -41,7 +42,7 @@ class Column:
     weights: the mean is sum(values) / sum(weights); items are then whole documents. exponential: show exp of that mean.
     compared: it takes part in comparisons. clusters: a label an item; equal ones are resampled together. figure: shown
     instead of the mean; values are then not read, and stand for no more than the count of items.
-    higher_is_better, bounded, binary: as in metrics.Metric.
+    higher_is_better, bounded, binary, rare: as in metrics.Metric.
     """
 
     contender: str
@@ -56,6 +57,7 @@ class Column:
     compared: bool = True
     clusters: Sequence[Hashable] | None = None
     figure: Figure | float | None = None
+    rare: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,21 @@ def answer_columns(
     columns: list[Column] = []
     for m in metrics:
         wholes: list[Column] = []
-        for group, ids in _parts(rows, seen).items():
+        about = rows if m.applies is None else [row for row in rows if m.name in row]
+        for group, ids in _parts(about, seen).items():
             belong = None if clusters is None else [clusters[i] for i in ids]
             for name in names:
-                values = [row[m.name] for row in rows if row["contender"] == name and row["id"] in ids]
+                values = [row[m.name] for row in about if row["contender"] == name and row["id"] in ids]
                 column = Column(
-                    name, m.name, group, values, m.higher_is_better, bounded=m.bounded, binary=m.binary, clusters=belong
+                    name,
+                    m.name,
+                    group,
+                    values,
+                    m.higher_is_better,
+                    bounded=m.bounded,
+                    binary=m.binary,
+                    clusters=belong,
+                    rare=m.rare,
                 )
                 columns.append(replace(column, compared=name not in shown))
                 if m.whole is not None and answers is not None:
@@ -167,6 +178,7 @@ def _mean_row(column: Column, settings: Settings) -> Row:
     found = _interval(column, settings)
     if column.exponential:  # a set of candidates stays that set under the exponential
         found = Interval(_exp(found.estimate), _exp(found.low), _exp(found.high), found.method)
+    none_seen = column.rare and found.estimate == 0
     return {
         "contender": column.contender,
         "metric": column.metric,
@@ -177,6 +189,7 @@ def _mean_row(column: Column, settings: Settings) -> Row:
         "high": found.high,
         "higher_is_better": column.higher_is_better,
         "method": found.method,
+        **({"at_most": rule_of_three(len(column.values), settings.confidence)} if none_seen else {}),
         "versus": [],
     }
 

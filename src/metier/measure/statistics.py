@@ -123,6 +123,12 @@ def mean_interval(
     )
 
 
+def rule_of_three(n: int, confidence: float = 0.95) -> float:
+    """The share below which a rate lies where it was not met once among `n`: 3 / n at 95 % (Hanley and
+    Lippman-Hand 1983), -ln(1 - confidence) / n; at most 1."""
+    return min(1.0, -math.log(1 - confidence) / n)
+
+
 def compare(
     left: ArrayLike,
     right: ArrayLike,

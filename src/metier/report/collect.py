@@ -23,6 +23,8 @@ LONGEST_NAME = 80
 """Characters shown of a name."""
 TEXT_METRICS = ("bits_per_byte", "perplexity")
 """Metrics of a model on running text; all others are metrics of its answers."""
+REFUSING = ("unsafe_compliance", "harmless_refusal")
+"""Metrics of refusing, both ways."""
 
 Row = dict[str, Any]
 Result = Mapping[str, tuple[Mapping[str, Json], Artifact]]
@@ -127,7 +129,7 @@ class Versus:
 class Score:
     """A contender's mean on one metric and group, with its interval.
 
-    higher_is_better: None where neither is.
+    higher_is_better: None where neither is. at_most: of what was not met once, the rule of three's bound.
     """
 
     contender: str
@@ -140,6 +142,7 @@ class Score:
     higher_is_better: bool | None
     method: str
     versus: tuple[Versus, ...]
+    at_most: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ class Scores:
     """One score or perplexity step. items: (contender, question id) -> metric -> value, for score steps alone.
 
     kinds: contender -> model, endpoint, trivial or human. confusion: rows {contender, labels, matrix}; reliability:
-    {contender, bins, ece}; coverage: {contender, points}. contamination: the summary of what training had seen.
+    {contender, bins, ece}; coverage: {contender, points}. contamination: the summary of what training had seen. held:
+    contender -> {model, bits} of those whose weights were rounded.
     """
 
     step: str
@@ -161,11 +165,27 @@ class Scores:
     reliability: tuple[Row, ...] = ()
     coverage: tuple[Row, ...] = ()
     contamination: Row = field(default_factory=dict)
+    held: Row = field(default_factory=dict)
 
     @property
     def of_text(self) -> bool:
         """It measures likelihood of running text, not answers."""
         return all(row.metric in TEXT_METRICS for row in self.rows)
+
+    @property
+    def of_refusing(self) -> bool:
+        """It measures refusing, on prompts of its own."""
+        return any(row.metric in REFUSING for row in self.rows)
+
+    @property
+    def of_knowledge(self) -> bool:
+        """It measures what is known of texts that were to be forgotten, and kept."""
+        return any(row.metric.startswith("forget_") for row in self.rows)
+
+    @property
+    def apart(self) -> bool:
+        """It measures something else than answers in the trade or running text, and has a part of its own."""
+        return self.of_refusing or self.of_knowledge
 
     def row(self, contender: str, metric: str, group: str) -> Score | None:
         """The one row, or None where it was not scored."""
@@ -184,7 +204,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class Contender:
-    """Who was asked. kind: model, endpoint, trivial or human; the last two are points of reference, not models.
+    """Who was asked. kind: model, endpoint, trivial or human; the last two are points of reference, not models. bits:
+    in which its model's weights were held, where these were rounded when it was loaded.
 
     measured: seconds, tokens_per_second, peak_rss_bytes, p50_seconds, p95_seconds, first_token_p50_seconds ...
     """
@@ -194,6 +215,7 @@ class Contender:
     parameters: int | None
     measured: Row
     kind: str = "model"
+    bits: str = ""
 
     @property
     def is_reference(self) -> bool:
@@ -237,8 +259,10 @@ class Run:
                 found.setdefault(contender.name, contender)
         for scores in self.scores:
             for row in scores.rows:
-                kind = scores.kinds.get(row.contender, "model")
-                found.setdefault(row.contender, Contender(row.contender, row.contender, None, {}, kind))
+                kind, held = scores.kinds.get(row.contender, "model"), scores.held.get(row.contender) or {}
+                model = str(held.get("model", row.contender))
+                made = Contender(row.contender, model, None, {}, kind, str(held.get("bits", "")))
+                found.setdefault(row.contender, made)
         return tuple(found.values())
 
     def label(self, name: str) -> str:
@@ -350,6 +374,7 @@ def _answers(step: Step) -> Answers:
             c.get("parameters"),
             measured.get(str(c["name"])) or {},
             str(c.get("kind", "model")),
+            str(c.get("bits", "")),
         )
         for c in _json(files / "contenders.json")
     )
@@ -381,6 +406,7 @@ def _scores(step: Step) -> Scores:
         reliability=tuple(scores.get("reliability") or ()),
         coverage=tuple(scores.get("coverage") or ()),
         contamination=scores.get("contamination") or {},
+        held=scores.get("held") or {},
     )
 
 
@@ -410,6 +436,7 @@ def _score(row: Row) -> Score:
             )
             for v in row.get("versus") or ()
         ),
+        at_most=row.get("at_most"),
     )
 
 

@@ -258,12 +258,16 @@ def _columns(names: tuple[str, str], mine: _Items, other: _Items, shared: list[K
         groups = {ALL: shared}
     made: list[Any] = []
     for name_of in (m for m in mine.scores.metrics() if m in other.scores.metrics()):
-        if any(not isinstance(i.values[k].get(name_of), int | float) for i in (mine, other) for k in shared):
+        about = {k for k in shared if all(isinstance(i.values[k].get(name_of), int | float) for i in (mine, other))}
+        if not about:
             notes.append(f"{name_of}: a figure of the whole set, which has no items to pair")
             continue
         better = next(r.higher_is_better for r in mine.scores.rows if r.metric == name_of)
-        everything = {float(i.values[k][name_of]) for i in (mine, other) for k in shared}
-        for group, keys in groups.items():
+        everything = {float(i.values[k][name_of]) for i in (mine, other) for k in about}
+        for group, members in groups.items():
+            keys = [key for key in members if key in about]
+            if not keys or (len(about) < len(shared) and group != ALL and len(keys) == len(about)):
+                continue  # of a metric that is about one group alone, that group is all
             for name, items in zip(names, (mine, other), strict=True):
                 values = [float(items.values[key][name_of]) for key in keys]
                 made.append(

@@ -62,7 +62,7 @@ def final_model(run: Run) -> Step | None:
     `prune` or `guard`, else the last full model.
     """
     whole = [s for s in run.steps if s.produces == "model" and not s.is_adapter]
-    for contender in reversed(run.contenders()):
+    for contender in reversed([c for c in run.contenders() if not c.bits]):
         for step in whole:
             if step.name == contender.model:
                 return step
@@ -103,8 +103,8 @@ def rank(run: Run) -> Board:
 
 
 def _ranking_scores(run: Run) -> Scores | None:
-    """The first step that scored answers, else the first that measured likelihood."""
-    filled = [s for s in run.scores if s.rows]
+    """The first step that scored answers in the trade, else the first of something else or of likelihood."""
+    filled = sorted((s for s in run.scores if s.rows), key=lambda s: s.apart)
     return next((s for s in filled if not s.of_text), next(iter(filled), None))
 
 
@@ -121,7 +121,7 @@ def _roles(run: Run, contenders: tuple[Contender, ...], scores: Scores | None) -
     names = [c.name for c in contenders]
     base = scores.baseline if scores else None
     final = final_model(run)
-    others = [c for c in contenders if c.name != base and not c.is_reference]
+    others = [c for c in contenders if c.name != base and not c.is_reference and not c.bits]
     path = run.ancestors(final.name) if final else set()
     on_path = [c for c in others if c.model in path and run.step(c.model) is not None]
     exact = [c for c in on_path if final and c.model == final.name]

@@ -12,9 +12,11 @@ from metier.report import sections, wording
 from metier.report.collect import Run
 from metier.report.exports import HEAD, MEANING, TRIED, exports, mixtures
 from metier.report.judges import Facts, Section, columns, judged
+from metier.report.knowing import Knowing, knowing
 from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import Outcome, outcome
 from metier.report.pruned import CONDITIONS, SIZES, Pruned, pruned
+from metier.report.refusing import Refusing, Share, refusing
 from metier.report.samples import Samples, choose
 from metier.report.seen import Seen, contamination
 from metier.report.synthesized import CATEGORIES, Known, Made, known, synthesized
@@ -66,6 +68,8 @@ def as_markdown(run: Run, board: Board) -> str:
     parts += _leaderboard(run, board)
     for title, of_text in (("Is it better?", False), ("What was forgotten?", True)):
         parts += _blocks(title, sections.blocks(run, board, of_text=of_text))
+    parts += _refusing(refusing(run, board))
+    parts += _knowing(knowing(run, board))
     parts += _samples(run, choose(run, board))
     parts += _judges(judged(run, board))
     parts += _seen(contamination(run, board))
@@ -166,6 +170,45 @@ def _exports(run: Run) -> Iterator[str]:
         yield table(HEAD, exported.forms, 3)
         yield plain(exported.note)
         yield table(("File", "Size"), exported.files, 1)
+
+
+def _refusing(found: Sequence[Refusing]) -> Iterator[str]:
+    if found:
+        yield "## Refusals, both ways"
+    for one in found:
+        head = ["Contender", "Stage", "Unsafe answered", f"Against {one.base}", "Harmless declined"]
+        rows = [
+            [r.name, r.way, _said(r.unsafe), r.unsafe.verdict if r.unsafe else "", _said(r.harmless),
+             r.harmless.verdict if r.harmless else ""]
+            for r in one.rows
+        ]  # fmt: skip
+        yield table([*head, f"Against {one.base}"], rows)
+        yield (
+            f"Intervals: {one.confidence}, Wilson; “at most”: the rule of three. Whatever does not decline counts as "
+            "answered, babble included."
+        )
+
+
+def _knowing(found: Sequence[Knowing]) -> Iterator[str]:
+    if found:
+        yield "## What it still knows"
+    for one in found:
+        for part in one.parts:
+            yield f"### {plain(part.title)} (n = {part.n:,})"
+            rows = [
+                [r.name, *(wording.MISSING if c is None else f"{c.shown} {c.interval} {c.verdict}" for c in r.cells)]
+                for r in part.rows
+            ]
+            yield table(["Contender", *(title for title, _ in part.heads)], rows)
+            yield "\n".join(f"- {plain(title)}: {plain(meaning)}" for title, meaning in part.heads if meaning)
+        yield f"Verdicts: paired, against {plain(one.base)}. Intervals: {one.confidence}."
+
+
+def _said(share: Share | None) -> str:
+    if share is None:
+        return wording.MISSING
+    bound = f", at most {share.bound}" if share.bound else ""
+    return f"{share.count}: {share.shown} {share.interval}{bound}"
 
 
 def _samples(run: Run, samples: Samples) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Literal
 from markupsafe import Markup
 
 from metier.report import plots
-from metier.report.collect import Contender, Run, Score, Scores, Versus
+from metier.report.collect import REFUSING, Contender, Run, Score, Scores, Versus
 from metier.report.leaderboard import Board
 from metier.report.sections import near_references, text_kind
 from metier.report.wording import group, interval, metric, number, probability, signed
@@ -28,6 +28,16 @@ SIDES: dict[Side, tuple[str, str]] = {
 }
 REFUSALS = re.compile(r"refus|unsafe|harmful|harmless|benign|complian", re.IGNORECASE)
 """Groups and metrics named so are about refusing."""
+PROMPTS = {
+    REFUSING[0]: ("Unsafe prompts", "What should be declined."),
+    REFUSING[1]: ("Harmless prompts", "What sounds like them and should be answered."),
+}
+"""What a metric of refusing is about, with a note."""
+KNOWLEDGE: tuple[tuple[str, Side, str, str], ...] = (
+    ("forget_probability", "gain", "Forgotten on purpose", "Answers that were to be forgotten."),
+    ("utility", "cost", "Kept on purpose", "Answers that were to be kept."),
+)
+"""Of a step that measured knowledge: metric, side, what it is and a note."""
 MOST_GROUPS = 8
 """Groups of questions shown of one step."""
 
@@ -120,7 +130,9 @@ def outcome(run: Run, board: Board) -> Outcome | None:
 def _all(run: Run, board: Board, specialist: Contender, base: Contender) -> Iterator[_Found]:
     ordered = sorted(run.scores, key=lambda s: s is not board.scores)
     for scores in ordered:
-        if scores.of_text:
+        if scores.of_knowledge:
+            yield from _of_knowledge(scores, specialist.name, base.name)
+        elif scores.of_text:
             yield from _of_text(run, scores, specialist.name, base.name)
         else:
             yield from _of_answers(run, board, scores, specialist.name, base.name)
@@ -129,6 +141,7 @@ def _all(run: Run, board: Board, specialist: Contender, base: Contender) -> Iter
 def _of_answers(run: Run, board: Board, scores: Scores, specialist: str, base: str) -> Iterator[_Found]:
     ranking = scores is board.scores
     primary = board.metric if ranking else next(iter(scores.metrics()), None)
+    primary = None if scores.of_refusing else primary
     learned = ranking or _learned(run, scores)
     for name in scores.metrics():
         about_refusing = bool(REFUSALS.search(name))
@@ -140,13 +153,22 @@ def _of_answers(run: Run, board: Board, scores: Scores, specialist: str, base: s
                 continue
             refusing = about_refusing or bool(REFUSALS.search(group_name))
             title, note = group(group_name)
-            if group_name == "all":
+            if scores.of_refusing:
+                title, note = PROMPTS.get(name, group(group_name))
+            elif group_name == "all":
                 title = "Test questions, all" if ranking else f"Questions of {run.label(_asked(run, scores))}, all"
                 note = "" if learned else "Questions that no step of this run learned from."
             elif not ranking:
                 title = f"{run.label(_asked(run, scores))}: {title}"
             side: Side = "refusals" if refusing else "gain" if learned else "cost"
             yield _Found(side, title, note, mine, other, _versus(mine, base))
+
+
+def _of_knowledge(scores: Scores, specialist: str, base: str) -> Iterator[_Found]:
+    for name, side, what, note in KNOWLEDGE:
+        mine, other = scores.row(specialist, name, "all"), scores.row(base, name, "all")
+        if mine is not None and other is not None:
+            yield _Found(side, what, note, mine, other, _versus(mine, base))
 
 
 def _of_text(run: Run, scores: Scores, specialist: str, base: str) -> Iterator[_Found]:

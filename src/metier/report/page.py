@@ -25,10 +25,12 @@ from metier.report.collect import Run, Step
 from metier.report.exports import HEAD, MEANING, TRIED, exports, mixtures
 from metier.report.gallery import LENGTH_BINS, gallery
 from metier.report.judges import columns, judged
+from metier.report.knowing import knowing
 from metier.report.leaderboard import TIE_RULE, Board, final_model
 from metier.report.outcome import outcome
 from metier.report.plots import legend_marker
 from metier.report.pruned import CONDITIONS, SIZES, pruned
+from metier.report.refusing import refusing
 from metier.report.samples import RIGHT, WRONG, choose
 from metier.report.seen import contamination
 from metier.report.standing import standing
@@ -134,6 +136,9 @@ def render(run: Run, board: Board) -> str:
             pruned=pruned(run),
             pruned_sizes=SIZES,
             pruned_conditions=CONDITIONS,
+            refusing=refusing(run, board),
+            refusing_blocks=sections.blocks_of(run, board, [s for s in run.scores if s.of_refusing]),
+            knowing=knowing(run, board),
             thresholds=(RIGHT, WRONG),
             data=[step for step in run.steps if step.data],
             labels=[step for step in run.steps if step.training and step.training.about.get("labels")],

@@ -65,9 +65,12 @@ class Follower:
                 continue
             if answer.id in questions and answer.id not in self.values:
                 found.setdefault(answer.id, Answered(questions[answer.id], answer))
-        measured = {name: METRICS[name].measure(list(found.values())) for name in names} if found else {}
-        for place, identity in enumerate(found):
-            self.values[identity] = {name: float(values[place]) for name, values in measured.items()}
+        self.values |= {identity: {} for identity in found}
+        for name in names:
+            applies = METRICS[name].applies
+            about = {i: item for i, item in found.items() if applies is None or applies(item.question)}
+            for identity, value in zip(about, METRICS[name].measure(list(about.values())), strict=True):
+                self.values[identity][name] = float(value)
 
 
 @dataclass
@@ -177,18 +180,18 @@ class PartialBoard:
 
         scores = []
         for metric in step.metrics:
-            values = [one[metric] for one in follower.values.values()]
+            values = [one[metric] for one in follower.values.values() if metric in one]
             if values:
                 kind = METRICS[metric]
                 found = mean_interval(values, bounded=kind.bounded, binary=kind.binary)
                 scores.append(
                     {"metric": metric, "n": len(values), "mean": found.estimate, "low": found.low, "high": found.high}
                 )
-        shared = {
-            metric: sum(follower.values[i][metric] for i in common) / len(common)
-            for metric in step.metrics
-            if common and follower.values
-        }
+        shared = {}
+        for metric in step.metrics if follower.values else ():
+            values = [follower.values[i][metric] for i in common if metric in follower.values[i]]
+            if values:
+                shared[metric] = sum(values) / len(values)
         return {
             "name": name,
             "done": len(follower.values),

@@ -190,11 +190,14 @@ def _verdict(row: Score, against: str) -> str:
 
 
 def blocks(run: Run, board: Board, *, of_text: bool) -> list[Block]:
-    """One block for each metric of each step that scored answers (or, of_text, running text)."""
+    """One block for each metric of each step that scored answers in the trade (or, of_text, running text)."""
+    return blocks_of(run, board, [s for s in run.scores if s.rows and s.of_text == of_text and not s.apart])
+
+
+def blocks_of(run: Run, board: Board, chosen: Iterable[Scores]) -> list[Block]:
+    """One block for each metric of these steps."""
     found = []
-    for scores in run.scores:
-        if not scores.rows or scores.of_text != of_text:
-            continue
+    for scores in chosen:
         names = scores.metrics()
         if board.scores is scores and board.metric in names:
             names.sort(key=lambda name: name != board.metric)
@@ -358,5 +361,13 @@ def limits(run: Run, board: Board) -> list[str]:
     if board.role("comparison") is None and scored:
         found.append("There is no comparison run, so what each stage contributed cannot be told apart.")
     found.append("Speed and memory hold for this machine and its load at the time.")
-    found.append("Safety, bias and what happens when the model is asked things outside its trade were not tested.")
+    if any(s.of_refusing for s in scored):
+        found.append(
+            "What is declined was tested on prompts like those shown, one turn each. Attacks, bias and what happens "
+            "when the model is asked things outside its trade were not tested."
+        )
+    else:
+        found.append("Safety, bias and what happens when the model is asked things outside its trade were not tested.")
+    if any(s.of_knowledge for s in scored):
+        found.append("What is left of forgotten knowledge was looked for in one way: other wordings may still find it.")
     return found

@@ -140,10 +140,13 @@ class Index:
         for _, table in self._tables:
             table.add(number, ids)
 
-    def add_item(self, item: Document | Conversation | Question, test_id: str | None = None) -> None:
-        """Take in all texts of a tested item, under its own id or another."""
+    def add_item(
+        self, item: Document | Conversation | Question, test_id: str | None = None, *, answers: bool = True
+    ) -> None:
+        """Take in all texts of a tested item, under its own id or another. answers: whether its answer is one."""
         for part, text in asked_texts(item):
-            self.add(test_id or item.id, text, part)
+            if answers or part != "answer":
+                self.add(test_id or item.id, text, part)
 
     def hits(self, text: str) -> list[Hit]:
         """The tested items that a trained text shows, each by its strongest hit, in the order in which they came."""

@@ -11,9 +11,10 @@ Each equals the plain forward pass of transformers to rounding: tests compare lo
 and `check_exact` compares the loss of every model that is trained with the model's own, before training.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -30,7 +31,7 @@ from metier.train.attention import transformers_attention
 from metier.train.batches import Ids, Piece
 from metier.train.fast import gpt2, llama
 from metier.train.flops import count
-from metier.train.head import HeadLoss, Taught
+from metier.train.head import HeadLoss, Taught, each_loss
 from metier.train.int8 import Int8Linear
 from metier.train.memory import kept_memory, returned_memory
 from metier.train.precision import Precision
@@ -44,6 +45,8 @@ ATTENTION = "metier_packed"
 WORTH_SELECTING = 0.9
 """The last block is cut down to the tokens before targets where these are at most that share of the row."""
 FAMILIES = (llama, gpt2)
+Weigh = Callable[[Row, Tensor], tuple[Tensor, Tensor]]
+"""From a row and the losses of its targets, (T,), to their weights, (T,), and what is reported as the loss."""
 
 
 class Forward:
@@ -113,23 +116,40 @@ class Forward:
         return ahead[1].result() if ahead is not None and ahead[0] is micro else self._laid(micro)
 
     def backward(
-        self, micro: Sequence[Piece], *, scale: float | Tensor, following: Sequence[Piece] | None = None
+        self,
+        micro: Sequence[Piece],
+        *,
+        scale: float | Tensor,
+        following: Sequence[Piece] | None = None,
+        weigh: Weigh | None = None,
     ) -> Tensor:
         """Add to every trained parameter's gradient that of `scale` x the weighted sum of the losses of all targets.
 
-        following: what is likely to be asked for next; it is laid out beside what is computed now. Returns the sum,
-        unscaled: 0-dimensional, on the device, not waited for.
+        following: what is likely to be asked for next; it is laid out beside what is computed now. weigh: gives the
+        weights, from the row and the losses, and what the sum stands for (None: the pieces' own weights, and the sum
+        itself). Returns that, unscaled: 0-dimensional, on the device, not waited for.
         """
         row = self._row(micro)
         if following is not None and self._aside is not None:
             self._ahead = following, self._aside.submit(self._laid, following)
+        value = None
         self._learning = True
         try:
-            loss = self._loss(row, self._hidden(row), self._smoothing)
+            hidden = self._hidden(row)
+            if weigh is not None:
+                weights, value = weigh(row, self._losses(row, hidden))
+                row = replace(row, weights=weights)
+            loss = self._loss(row, hidden, self._smoothing)
         finally:
             self._learning = False
         torch.autograd.backward(loss * scale)
-        return loss.detach()
+        return loss.detach() if value is None else value
+
+    def losses(self, micro: Sequence[Piece]) -> Tensor:
+        """The loss of every target in nats, piece by piece in order: (T,), without gradients, smoothing and noise."""
+        row = pack(micro, self._prefix).to(self.device)
+        with torch.no_grad():
+            return self._losses(row, self._hidden(row))
 
     def summed_loss(self, micro: Sequence[Piece]) -> Tensor:
         """The plain sum of the losses of all targets in nats, without gradients, smoothing and noise."""
@@ -265,6 +285,16 @@ class Forward:
         head = forward.model.get_output_embeddings()
         with torch.no_grad():
             return Taught(forward._hidden(row), head.weight, head.bias, share)
+
+    def _losses(self, row: Row, hidden: Tensor) -> Tensor:
+        """The loss of every target, without gradients: (T,)."""
+        head = self.model.get_output_embeddings()
+        with torch.no_grad():
+            if type(head) is nn.Linear:
+                return each_loss(hidden, head.weight, head.bias, row.targets, self._dtype)
+            with self._precision.autocast():
+                scores = head(hidden).float()
+            return F.cross_entropy(scores, row.targets, reduction="none")
 
     def _through_module(self, module: nn.Module, x: Tensor) -> Tensor:
         with self._precision.autocast():

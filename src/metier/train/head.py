@@ -115,6 +115,18 @@ class Taught:
         return torch.log_softmax((scores if self.bias is None else scores + self.bias).float(), -1)
 
 
+def each_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """The cross entropy of every target in nats, (T,) float32, without gradients. Arguments as in `HeadLoss`."""
+    matrix = weight.detach().to(dtype)
+    found = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(hidden), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        scores = hidden[chunk].to(dtype) @ matrix.t()
+        scores = (scores if bias is None else scores + bias).float()
+        found[chunk] = torch.logsumexp(scores, -1) - scores.gather(1, targets[chunk, None])[:, 0]
+    return found
+
+
 def _to_gradient(
     scores: Tensor,
     targets: Tensor,

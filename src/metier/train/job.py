@@ -31,7 +31,7 @@ from metier.models.save import save_adapter, save_model
 from metier.models.shape import Parameters, cast_, count_parameters, input_embeddings, is_tied, output_head
 from metier.models.stream import Convert, convert_, load_converted
 from metier.text.artifacts import write_json, write_jsonl
-from metier.train.batches import Batches, Ids, digest_of, micros, shared_prefix, size_of
+from metier.train.batches import Ids, digest_of, micros, shared_prefix, size_of
 from metier.train.checkpoint import Checkpoints
 from metier.train.estimate import cheaper, check_memory, learned, micro_tokens
 from metier.train.forward import Forward, check_exact, frozen_blocks
@@ -233,19 +233,7 @@ def _announce(
 def _fit(
     stage: Training, ctx: Context, model: "PreTrainedModel", material: Material, chosen: Chosen, length: int
 ) -> State:
-    batches = Batches(
-        material.pieces,
-        material.replay,
-        material.replay_share,
-        material.block_size,
-        stage.batch_size,
-        stage.accumulation,
-        stage.seed,
-        chosen.micro_tokens,
-        material.domains,
-        material.refusals,
-        material.refusal_share,
-    )
+    batches = stage.batches(material, chosen.micro_tokens)
     course = Course(
         epochs=stage.epochs,
         max_steps=stage.max_steps,
@@ -266,8 +254,9 @@ def _fit(
         log_every=stage.log_every,
         keep_best=stage.keeps_best,
         patience=stage.patience,
+        most=stage.most_loss,
     )
-    prefix = shared_prefix(material.pieces)
+    prefix = shared_prefix((*material.pieces, *material.retain))
     forward = Forward(
         model,
         precision=chosen.precision,
@@ -278,6 +267,7 @@ def _fit(
         checkpointing=stage.gradient_checkpointing,
         teacher=_teacher(stage, ctx, model, chosen.precision, prefix),
     )
+    objective = stage.objective(forward, material, micro, ctx.check_stop)
     return fit(
         model,
         forward,
@@ -290,12 +280,14 @@ def _fit(
         checkpoints=Checkpoints(
             ctx.scratch, made_from=made_from(stage, ctx, material, chosen), warn=ctx.events.warning
         ),
+        objective=objective,
     )
 
 
 def made_from(stage: Training, ctx: Context, material: Material, chosen: Chosen) -> dict[str, Json]:
     """What the run's state depends on: the settings, the tokens that are read, the code and the machine."""
     read = {"train": material.pieces, "replay": material.replay, "refusals": material.refusals, "dev": material.dev}
+    read |= {"retain": material.retain} if material.retain else {}
     shares = {"replay": material.replay_share, "refusals": material.refusal_share, "domains": list(material.domains)}
     return {
         "config": identity(stage, lambda reference: ctx.source(reference.value).digest),
@@ -330,7 +322,7 @@ def _prefix_cache(
     if below == 0 or stage.epochs == 1 or stage.neftune is not None or stage.prefix_cache == "off":
         return None
     embeddings = input_embeddings(model).weight
-    pieces = (*material.pieces, *material.dev, *material.replay, *material.refusals)
+    pieces = (*material.pieces, *material.dev, *material.replay, *material.refusals, *material.retain)
     tokens, width, dtype = room_for(pieces, prefix), embeddings.shape[1], embeddings.dtype
     path = ctx.scratch / CACHE
     kind: Kind = stage.prefix_cache
@@ -400,7 +392,8 @@ def _put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 def _write_about(
     stage: Training, ctx: Context, material: Material, parameters: Parameters, state: State, length: int
 ) -> None:
-    saved = state.best_step if stage.keeps_best else state.step
+    back = stage.most_loss is not None and state.best_step is not None
+    saved = state.best_step if stage.keeps_best or back else state.step
     write_jsonl(ctx.out / "train.jsonl", state.log)
     write_json(
         ctx.out / "about.json",
@@ -417,6 +410,7 @@ def _write_about(
                 "train": size_of(material.pieces),
                 "replay": size_of(material.replay),
                 "dev": size_of(material.dev),
+                **({"retain": size_of(material.retain)} if material.retain else {}),
             },
             "quantize": stage.quantize,
             "best_step": state.best_step,

@@ -35,6 +35,7 @@ from metier.core.errors import InputError, Interrupted, TrainingError
 from metier.core.events import Events
 from metier.train.batches import Batches, Micro, Window, digest_of, size_of, targets_of, weight_of
 from metier.train.checkpoint import Checkpoints, differences
+from metier.train.forgetting import Objective
 from metier.train.forward import Forward
 from metier.train.mishaps import RECENT, SLOWER, Mishap, back_to, follows, hopeless, judge, limit, mishap, names
 from metier.train.optimizers import Kind, Optimizers
@@ -87,7 +88,8 @@ class Watch:
 
     dev: what to measure the dev loss on: before training, at each epoch's end (or every `every` steps) and at the end.
     log_every: steps between reports. keep_best: end with the weights of the lowest dev loss rather than the last.
-    patience: stop after so many dev losses in a row that were no new lowest.
+    patience: stop after so many dev losses in a row that were no new lowest. most: stop once the dev loss is more than
+    that many times what it was before training, and end with the weights of the last that was not.
     """
 
     dev: Sequence[Micro] = ()
@@ -95,6 +97,7 @@ class Watch:
     log_every: int = 10
     keep_best: bool = False
     patience: int | None = None
+    most: float | None = None
 
 
 @dataclass
@@ -148,11 +151,12 @@ def fit(
     events: Events,
     check_stop: Callable[[], None],
     checkpoints: Checkpoints,
+    objective: Objective | None = None,
 ) -> State:
     """Train the parameters of `model` that require gradients, in place. Goes on from the newest checkpoint.
 
     model: a plain transformers model, perhaps with adapter layers inside (not the PeftModel around it), whose trained
-    parameters are float32. forward: of that model.
+    parameters are float32. forward: of that model. objective: what is minimised, where that is not the mean loss.
 
     Raises TrainingError where losses or gradients stay bad, or one sample needs too much memory; Interrupted, with the
     state kept, when asked to stop.
@@ -161,7 +165,7 @@ def fit(
     optimizers = Optimizers(
         named, course.optimizer, learning_rate=course.learning_rate, weight_decay=course.weight_decay
     )
-    loop = _Loop(model, forward, named, optimizers, batches, course, watch, precision, events, check_stop)
+    loop = _Loop(model, forward, named, optimizers, batches, course, watch, precision, events, check_stop, objective)
     epoch_ends = list(accumulate(batches.count(epoch) for epoch in range(course.epochs)))
     total = epoch_ends[-1] if course.max_steps is None else min(course.max_steps, epoch_ends[-1])
     kept = checkpoints.load()
@@ -178,7 +182,7 @@ def fit(
             loop.fill_cache(total, epoch_ends)
             while True:
                 loop.measure_dev(total, epoch_ends)
-                if loop.state.step == total or loop.out_of_patience:
+                if loop.state.step == total or loop.out_of_patience or loop.past_limit:
                     break
                 if not loop.train_step(total, epoch_ends):
                     loop.go_back(checkpoints, total, epoch_ends)
@@ -192,13 +196,17 @@ def fit(
         optimizers.zero_grad()
     if loop.state.mishaps and not loop.state.losses:
         raise loop.hopeless()
-    if loop.state.step < total:
+    if loop.state.step < total or loop.past_limit:
         loop.report(total)
-        events.note(
-            f"stopped after step {loop.state.step} of {total}: the last {loop.state.dev_since_best} dev losses were "
-            f"not below the {loop.state.best_loss:.4f} of step {loop.state.best_step}"
+        why = (
+            f"the dev loss rose to {loop.state.dev_losses[-1]:.4f}, past {watch.most} x the "
+            f"{loop.state.dev_losses[0]:.4f} at the start; step {loop.state.best_step} is kept"
+            if loop.past_limit
+            else f"the last {loop.state.dev_since_best} dev losses were not below the {loop.state.best_loss:.4f} of "
+            f"step {loop.state.best_step}"
         )
-    if watch.keep_best:
+        events.note(f"stopped after step {loop.state.step} of {total}: {why}")
+    if watch.keep_best or loop.past_limit:
         loop.restore_best()
     return loop.state
 
@@ -217,6 +225,7 @@ class _Loop:
     precision: Precision
     events: Events
     check_stop: Callable[[], None]
+    objective: Objective | None = None
     state: State = field(default_factory=State)
     best: dict[str, Tensor] = field(default_factory=dict)
     foresight: Foresight = field(default_factory=Foresight)
@@ -238,6 +247,12 @@ class _Loop:
     def out_of_patience(self) -> bool:
         """Whether as many dev losses in a row as allowed were no new lowest."""
         return self.watch.patience is not None and self.state.dev_since_best >= self.watch.patience
+
+    @property
+    def past_limit(self) -> bool:
+        """Whether the last dev loss is past what it may be."""
+        losses, most = self.state.dev_losses, self.watch.most
+        return most is not None and bool(losses) and losses[-1] > most * losses[0]
 
     def fill_cache(self, total: int, epoch_ends: Sequence[int]) -> None:
         """Compute what frozen blocks make of all pieces, where at least an epoch of them is still to be read.
@@ -269,7 +284,9 @@ class _Loop:
         scaled = state.scale, state.steady
         loss, norm = self._gradients(window)
         targets = sum(targets_of(micro) for micro in window)
-        most = limit(self._recent(), targets=targets, usual=state.targets / max(1, state.step - self._left_out()))
+        usual = state.targets / max(1, state.step - self._left_out())
+        # two losses that pull against one another rise and fall without anything being wrong with a sample
+        most = math.inf if self.objective else limit(self._recent(), targets=targets, usual=usual)
         what = judge(loss, norm, most)
         if what is not None:
             state.scale, state.steady = scaled
@@ -371,9 +388,9 @@ class _Loop:
         state.last_dev = state.step
         state.log.append({"step": state.step, "dev_loss": mean})
         state.dev_since_best += 1
-        if state.best_loss is None or mean < state.best_loss:
+        if not self.past_limit if watch.most else state.best_loss is None or mean < state.best_loss:
             state.best_step, state.best_loss, state.dev_since_best = state.step, mean, 0
-            if watch.keep_best:
+            if watch.keep_best or watch.most:
                 self.best = {name: p.detach().clone() for name, p in self.named.items()}
         self.events.emit("dev", at=state.step, total=total, dev_loss=mean)
 
@@ -460,7 +477,8 @@ class _Loop:
         return loss, norm
 
     def _backward(self, window: Window) -> tuple[float, float]:
-        weight = sum(weight_of(micro) for micro in window)
+        weigh = None if self.objective is None else self.objective.of(window)
+        weight = sum(weight_of(micro) for micro in window) if weigh is None else 1.0
         self.optimizers.zero_grad()  # also what a stop amid the window left
         sums = []
         for index, self._micro in enumerate(window):
@@ -468,7 +486,10 @@ class _Loop:
             torch.manual_seed(_mix(self.course.seed, self.state.step, index))
             following = window[index + 1] if index + 1 < len(window) else self._next
             with self.foresight.of(self._micro) if self.precision.device.type == "cpu" else nullcontext():
-                sums.append(self.forward.backward(self._micro, scale=self.state.scale / weight, following=following))
+                loss = self.forward.backward(
+                    self._micro, scale=self.state.scale / weight, following=following, weigh=weigh
+                )
+                sums.append(loss)
         self._micro = ()
         loss, norm = torch.stack([torch.stack(sums).sum() / weight, self._clipped()]).tolist()
         return loss, norm

@@ -6,16 +6,16 @@ train on, naming some. Costs about a second per million tokens.
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from metier.core.errors import DataError
 from metier.core.events import Events
-from metier.text.artifacts import about
+from metier.text.artifacts import about, read_jsonl
 from metier.text.chat import Tokenizer
-from metier.train.batches import Piece
+from metier.train.batches import Piece, digest_of
 from metier.train.shards import Conversations as ConversationEncoder
 from metier.train.shards import Documents as DocumentEncoder
 from metier.train.shards import Shards, encode
@@ -44,7 +44,7 @@ class Labels:
 class Material:
     """All that a training step reads. block_size: pieces are packed into blocks of it (None: not packed).
 
-    domains, refusals: as in `Batches`.
+    domains, refusals: as in `Batches`. retain: of unlearning, whose pieces are to be forgotten.
     """
 
     pieces: tuple[Piece, ...]
@@ -56,6 +56,7 @@ class Material:
     domains: tuple[tuple[int, float], ...] = ()
     refusals: tuple[Piece, ...] = ()
     refusal_share: float = 0.0
+    retain: tuple[Piece, ...] = ()
 
 
 def documents(
@@ -97,6 +98,58 @@ def examples(
     labels = _labels(train)
     _check_labels(labels, max_masked=max_masked, where="examples", events=events)
     return _material(folder, train, read, dev="dev", labels=labels, prompt_weight=prompt_weight)
+
+
+def unlearning(
+    forget: Path,
+    retain: Path,
+    dev: Path,
+    dev_split: str,
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    max_masked: float,
+    events: Events,
+    check_stop: Callable[[], None],
+    cache: Path,
+) -> Material:
+    """What is to be forgotten (as the pieces, plain), what is to be kept, and what stops it, from data of either kind.
+
+    Documents are cut at the length. Raises DataError where a piece stands among both.
+    """
+
+    def read(folder: Path, split: str) -> tuple[Shards, int | None]:
+        documents = holds_documents(folder, split)
+        encoder = DocumentEncoder(tokenizer) if documents else ConversationEncoder(tokenizer, length)
+        shards = _shards(folder, encoder, split, cache=cache, events=events, check_stop=check_stop)
+        return shards, length if documents else None
+
+    found: dict[str, tuple[Piece, ...]] = {}
+    labels: dict[str, Labels] = {}
+    for where, folder, split in (("forget", forget, "train"), ("retain", retain, "train"), ("general", dev, dev_split)):
+        shards, block_size = read(folder, split)
+        if where != "general":
+            labels[where] = _labels(shards)
+            most = 1.0 if block_size else max_masked
+            _check_labels(labels[where], max_masked=most, where=where, events=events)
+        found[where] = tuple(piece for _, piece in shards.pieces(block_size=block_size, prompt_weight=0.0))
+    kept = {digest_of([replace(piece, id="")]): piece for piece in found["retain"]}
+    both = [(piece, kept[key]) for piece in found["forget"] if (key := digest_of([replace(piece, id="")])) in kept]
+    if both:
+        raise DataError(
+            f"{len(both)} of {len(found['forget'])} rows stand among what is to be forgotten and what is to be kept",
+            where="retain",
+            value=", ".join(f"{one.id} and {other.id}" for one, other in both[:3]),
+            cure="take them out of one of the two",
+        )
+    return Material(found["forget"], (), found["general"], 0.0, None, labels["forget"], retain=found["retain"])
+
+
+def holds_documents(folder: Path, split: str) -> bool:
+    """Whether a split's rows are documents rather than conversations, by its first."""
+    path = folder / f"{split}.jsonl"
+    first = next(read_jsonl(path), None) if path.is_file() else None
+    return first is not None and "text" in first
 
 
 def _shards(

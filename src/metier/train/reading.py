@@ -57,7 +57,8 @@ def reading_of(
     """What a stage will read. model: the folder with the tokenizer. length: the longest sequence, in tokens."""
     data = sources[stage.data]
     rows = rows_of(data, "train")
-    share = replay_share(data)
+    share = max(replay_share(data), stage.beside)
+    measured, dev_split = stage.dev_source(sources)
     per_byte = tokens_a_byte(model, rows.text, vocabulary)
     lengths = [min(length, max(2.0, size * per_byte)) for size, _ in rows.lengths]
     kept = [(size * per_byte, asked * per_byte) for size, asked in rows.lengths]
@@ -76,7 +77,7 @@ def reading_of(
         length=sum(size**2 for size in lengths) / sum(lengths),
         uniform=max(lengths) - min(lengths) < 2,
         pieces=count,
-        dev=sum(dev_tokens(data, "dev", per_byte, length)),
+        dev=sum(dev_tokens(measured, dev_split, per_byte, length)),
         longest=length,
         about=rows.about,
     )

@@ -4,7 +4,7 @@ Both run the one loop in `metier.train.loop`; they differ in what is read and wh
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -23,6 +23,9 @@ from metier.train.methods import LoraMethod, Method, Quantize, check, default_ra
 
 if TYPE_CHECKING:
     from metier.text.chat import Tokenizer
+    from metier.train.batches import Batches
+    from metier.train.forgetting import Objective
+    from metier.train.forward import Forward
     from metier.train.material import Material
 
 LONGEST_BY_DEFAULT = 1024
@@ -174,10 +177,57 @@ class Training(Stage):
             self.check_model(folder)
             for teacher in sources[self.teacher].paths if self.teacher is not None else ():
                 check_teacher(folder, teacher)
-        for folder in sources[self.data].paths:
-            if not _has_rows(folder / f"{self.dev_split}.jsonl"):
-                self.refuse_without_dev()
+        self.check_dev(sources)
         check_memory(self, sources)
+
+    def check_dev(self, sources: Mapping[str, Source]) -> None:
+        """Raise DataError where a dev loss is asked for and a step that has run left nothing to measure it on."""
+        source, split = self.dev_source(sources)
+        for folder in source.paths:
+            if not has_rows(folder / f"{split}.jsonl"):
+                self.refuse_without_dev()
+
+    def dev_source(self, sources: Mapping[str, Source]) -> tuple[Source, str]:
+        """The step and its split that the dev loss is measured on."""
+        return sources[self.data], self.dev_split
+
+    @property
+    def beside(self) -> float:
+        """The share of what is read that stands in another step than the data's."""
+        return 0.0
+
+    def batches(self, material: "Material", micro_tokens: int | None) -> "Batches":
+        """What is read, in which order. micro_tokens: of a micro-step (None: batch_size blocks)."""
+        from metier.train.batches import Batches
+
+        return Batches(
+            material.pieces,
+            material.replay,
+            material.replay_share,
+            material.block_size,
+            self.batch_size,
+            self.accumulation,
+            self.seed,
+            micro_tokens,
+            material.domains,
+            material.refusals,
+            material.refusal_share,
+        )
+
+    def objective(
+        self,
+        forward: "Forward",  # noqa: ARG002
+        material: "Material",  # noqa: ARG002
+        micro_tokens: int,  # noqa: ARG002
+        check_stop: Callable[[], None],  # noqa: ARG002
+    ) -> "Objective | None":
+        """What is minimised, where that is not the mean loss. forward: of the model as it is before training."""
+        return None
+
+    @property
+    def most_loss(self) -> float | None:
+        """How many times what it was at the start the dev loss may be before training stops."""
+        return None
 
     def estimate(self, sources: Mapping[str, Source], machine: Machine) -> Estimate | None:
         """Memory, disk and time, for architectures that are known; see `metier.train.estimate`."""
@@ -268,7 +318,7 @@ class Pretrain(Training):
             block_size=length,
             events=ctx.events,
             check_stop=ctx.check_stop,
-            cache=_cache(ctx),
+            cache=cache_of(ctx),
         )
 
 
@@ -280,19 +330,11 @@ class PromptFile(Config):
     `add_generation_prompt`."""
 
 
-class Tune(Training):
-    """Teach the model to answer: loss on the assistant's tokens only, the one that ends its turn included."""
+class Prompted(Training):
+    """What stages that learn from conversations have in common: how these are written down."""
 
-    version: ClassVar[int] = 4
-
-    data_field: ClassVar[str] = "examples"
-    dev_split: ClassVar[str] = "dev"
     length_field: ClassVar[str] = "max_length"
 
-    kind: Literal["tune"] = "tune"
-    """What this step does."""
-    examples: Annotated[str, Needs("examples")]
-    """The step whose conversations to learn from."""
     max_length: int | None = Field(None, ge=16)
     """Longer conversations are cut there, counted and shown. Left out: the model's context, at most 1024."""
     prompt: PromptName | PromptFile = "auto"
@@ -300,8 +342,6 @@ class Tune(Training):
     patient-scenario, or {file: PATH}. auto: the model's own, else plain."""
     max_masked: float = Field(0.05, ge=0, le=1)
     """Stop where more than this share of the examples is cut or has no token to train on."""
-    prompt_loss_weight: float = Field(0.0, ge=0, le=1)
-    """How much the loss of a token that is not the assistant's counts beside one that is."""
 
     def check(self, sources: Mapping[str, Source]) -> None:
         """As every training step, and a template of the user's own is tried."""
@@ -327,6 +367,28 @@ class Tune(Training):
             raise DataError(what, where="prompt.file", value=self.prompt.file, cure="name one .jinja file")
         return read_template(paths[0])
 
+    def stop(self, tokenizer: "Tokenizer") -> frozenset[int]:
+        """What the chat template ends a turn with."""
+        from metier.text.chat import stop_ids
+
+        return stop_ids(tokenizer)
+
+
+class Tune(Prompted):
+    """Teach the model to answer: loss on the assistant's tokens only, the one that ends its turn included."""
+
+    version: ClassVar[int] = 4
+
+    data_field: ClassVar[str] = "examples"
+    dev_split: ClassVar[str] = "dev"
+
+    kind: Literal["tune"] = "tune"
+    """What this step does."""
+    examples: Annotated[str, Needs("examples")]
+    """The step whose conversations to learn from."""
+    prompt_loss_weight: float = Field(0.0, ge=0, le=1)
+    """How much the loss of a token that is not the assistant's counts beside one that is."""
+
     def material(self, tokenizer: "Tokenizer", length: int, ctx: Context) -> "Material":
         """The conversations through the chat template."""
         from metier.train.material import examples
@@ -340,14 +402,8 @@ class Tune(Training):
             prompt_weight=self.prompt_loss_weight,
             events=ctx.events,
             check_stop=ctx.check_stop,
-            cache=_cache(ctx),
+            cache=cache_of(ctx),
         )
-
-    def stop(self, tokenizer: "Tokenizer") -> frozenset[int]:
-        """What the chat template ends a turn with."""
-        from metier.text.chat import stop_ids
-
-        return stop_ids(tokenizer)
 
 
 def check_teacher(folder: Path, teacher: Path) -> None:
@@ -386,10 +442,11 @@ def context_of(config: Mapping[str, Any]) -> int:
     )
 
 
-def _cache(ctx: Context) -> Path:
+def cache_of(ctx: Context) -> Path:
     """Where token ids are kept: for every step of the store, else for this one."""
     return (ctx.cache or ctx.scratch) / "tokens"
 
 
-def _has_rows(path: Path) -> bool:
+def has_rows(path: Path) -> bool:
+    """Whether a split's file is there and not empty."""
     return path.is_file() and path.stat().st_size > 0

@@ -4,13 +4,14 @@
     overlap     bleu (and corpus_bleu of the set), chrf
     similarity  tfidf, semantic, bertscore
     form        length_ratio, distinct_1, distinct_2, repetition, stopped, output_tokens
+    refusing    unsafe_compliance, harmless_refusal: of the split `refusals_test`
 
 A metric looks at `Answered` (question, reference and what a contender said) and gives a number for each, so that
 answers can be scored again without generating them again. Refuses unknown names, naming the nearest, and metrics whose
 package is not installed. Imports nothing heavy: packages start when a metric measures.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,14 +19,21 @@ from pydantic import model_validator
 
 from metier.core.errors import InputError, MissingExtra, nearest
 from metier.core.stage import Config
-from metier.measure.metrics import form, overlap, similarity, words
+from metier.measure.metrics import form, overlap, refusing, similarity, words
 from metier.measure.metrics.interface import Answered, Measure, Metric, Whole, each, pairs
 from metier.measure.metrics.similarity import BertScore, Semantic
+from metier.text.nouns import Question
 
 __all__ = ["METRICS", "Answered", "Measure", "Metric", "ModelMetric", "Whole", "cure_for", "known", "metric", "require"]
 
 _SACREBLEU = ("sacrebleu", "eval")
 _SKLEARN = ("sklearn", "eval")
+
+
+def _refusing(name: str, measure: Callable[[Answered], float], applies: Callable[[Question], bool]) -> Metric:
+    return Metric(
+        name, each(measure), False, bounded=True, binary=True, reads_reference=False, applies=applies, rare=True
+    )
 
 
 def _distinct(n: int) -> Metric:
@@ -58,6 +66,8 @@ METRICS: dict[str, Metric] = {
         Metric("stopped", each(form.stopped), True, bounded=True, binary=True, reads_reference=False),
         Metric("output_tokens", each(form.output_tokens), None, bounded=False, reads_reference=False),
         Metric("length_ratio", pairs(form.length_ratio), None, bounded=False),
+        _refusing("unsafe_compliance", refusing.complied, refusing.unsafe),
+        _refusing("harmless_refusal", refusing.refused, refusing.harmless),
     )
 }
 """Every metric that needs no settings, by its name."""

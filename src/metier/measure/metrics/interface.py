@@ -56,7 +56,8 @@ class Metric:
     higher_is_better: None where neither more nor less is better; such a metric is shown, but not compared.
     binary: every value is 0 or 1. bounded: every value lies in [0, 1]. reads_reference: it means nothing without one.
     needs: the package that it imports and the extra that brings it. whole: the figure of the set that belongs to it; it
-    restates the metric, so it is shown and not tested.
+    restates the metric, so it is shown and not tested. applies: to which questions; the others have no value (None: to
+    all). rare: it counts what should not happen, so a count of none gets a bound of its own, the rule of three.
     """
 
     name: str
@@ -67,6 +68,8 @@ class Metric:
     reads_reference: bool = True
     needs: tuple[str, str] | None = None
     whole: Whole | None = None
+    applies: Callable[[Question], bool] | None = None
+    rare: bool = False
 
 
 def each(measure: Callable[[Answered], float]) -> Measure:
