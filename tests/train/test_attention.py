@@ -58,6 +58,7 @@ def test_attention_is_that_of_each_sequence_alone(
     if kernel == "in small pieces":
         monkeypatch.setattr(strips, "SCORES", 1)
         monkeypatch.setattr(strips, "STRIP", 3)
+        monkeypatch.setattr(strips, "ROUND", 1)
     row = row_of(data)
     q, k, v = random_qkv(row, groups)
     asked = q.index_select(0, row.asked) if only_asked else q
@@ -72,6 +73,7 @@ def test_attention_is_that_of_each_sequence_alone(
 def test_gradients_are_those_of_each_sequence_alone(monkeypatch: pytest.MonkeyPatch, kernel: str, only_asked: bool):
     monkeypatch.setattr(strips, "SHORT", KERNELS[kernel])
     monkeypatch.setattr(strips, "STRIP", 3 if kernel == "in small pieces" else 64)
+    monkeypatch.setattr(strips, "ROUND", 2 if kernel == "in small pieces" else 32)
     tuned = pieces_of("sft", (20, 17, 25))
     row = pack([*pieces_of("all", (9,)), *tuned], shared_prefix(tuned))
     qkv = random_qkv(row)

@@ -26,6 +26,8 @@ SCORES = 2**22
 """How many scores are made at once: 8 MB in bfloat16."""
 STRIP = 64
 """Queries at a time."""
+ROUND = 32
+"""Keys that a strip of a row's asked tokens sees are filled up to a multiple of it: see `FILLED` in `rows`."""
 
 
 @dataclass(frozen=True)
@@ -242,32 +244,35 @@ def _strips(fold: Fold, shared: int, dtype: torch.dtype) -> Iterator[_Strip]:
     """All strips of a row. shared: r. dtype: of the products."""
     groups = fold.groups
     for number, part in enumerate(fold.parts):
-        step = STRIP if part.own is None else max(1, part.asked)
-        at_once = max(1, SCORES // (groups * shared * max(1, min(part.asked, step)) * part.seen))
+        at_once = max(1, SCORES // (groups * shared * max(1, min(part.asked, STRIP)) * part.seen))
         for first in range(0, part.sequences, at_once):
-            batch = slice(first * groups, min(first + at_once, part.sequences) * groups)
-            for start in range(0, part.asked, step):
-                stop = min(part.asked, start + step)
-                seen = part.seen if part.own is not None else min(part.seen, part.prefix + stop)
-                mask = _mask(fold, number, slice(first, first + at_once), (start, stop), seen, shared, dtype)
+            some = slice(first, min(first + at_once, part.sequences))
+            batch = slice(some.start * groups, some.stop * groups)
+            for start in range(0, part.asked, STRIP):
+                stop = min(part.asked, start + STRIP)
+                last = stop if part.own is None else _round(int(part.own[some, stop - 1].max()) + 1)
+                seen = min(part.seen, part.prefix + last)
+                mask = _mask(fold, number, some, slice(start, stop), seen, shared, dtype)
                 rows = slice(start * shared, stop * shared)
                 yield _Strip(part, part.sequences * groups, shared, batch, rows, seen, mask)
 
 
-def _mask(
-    fold: Fold, number: int, some: slice, asked: tuple[int, int], seen: int, shared: int, dtype: torch.dtype
-) -> Tensor:
+def _round(keys: int) -> int:
+    return -(-keys // ROUND) * ROUND
+
+
+def _mask(fold: Fold, number: int, some: slice, asked: slice, seen: int, shared: int, dtype: torch.dtype) -> Tensor:
     """0 where a query sees a key, else minus infinity: adding that takes a quarter of the time of filling it in.
 
     Kept with the fold where it is the same for all sequences, and so small.
     """
     part = fold.parts[number]
     if part.own is not None:
-        unseen = _unseen(part.own[some] + part.prefix, seen, dtype)
+        unseen = _unseen(part.own[some, asked] + part.prefix, seen, dtype)
         return unseen.repeat_interleave(shared, 1).repeat_interleave(fold.groups, 0)
-    key = (part.prefix, asked, seen, shared, dtype)
+    key = (part.prefix, asked.start, asked.stop, seen, shared, dtype)
     if key not in fold.masks:
-        last = torch.arange(*asked)[None] + part.prefix
+        last = torch.arange(asked.start, asked.stop)[None] + part.prefix
         fold.masks[key] = _unseen(last, seen, dtype).repeat_interleave(shared, 1)
     return fold.masks[key]
 
