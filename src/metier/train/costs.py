@@ -40,7 +40,7 @@ SMALL = 4096
 CHUNK, CHUNK_TRAINED = 256, 1024
 """Targets whose scores exist at once, with a frozen head and with one that trains (`head`)."""
 SHORT = 640
-"""Up to this many keys attention is in the textbook form on a CPU, which copies queries, keys and values."""
+"""Up to this many keys attention goes in strips on a CPU, which copies queries, keys and values (`strips`)."""
 DROPPED = 13.0
 """Bytes that torch's kernel keeps of each weight with dropout on a CPU, where it has no form that spares them."""
 PADDED = 1.12
