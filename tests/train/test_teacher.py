@@ -53,7 +53,7 @@ def test_the_heads_loss_and_gradients(monkeypatch: pytest.MonkeyPatch, weighted:
     )
     wanted = (plain * weights).sum()
     loss = HeadLoss.apply(
-        hidden, weight, bias, targets, weights if weighted else None, smoothing, torch.float32, taught
+        hidden, weight, bias, targets, weights if weighted else None, smoothing, torch.float32, None, 0, taught
     )
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
     wants = [hidden, weight, bias]
