@@ -4,7 +4,7 @@
     sizes     key/value groups, query heads, width and layers removed: predicted against counted bytes
     speed     TinyLlama's shape with random weights: generation without 20 % of the MLP width, without half of the
               key/value groups, beside the whole model, turn by turn. Must have the machine to itself
-    wanda     half of the seedling's weights zero by Wanda and by magnitude: perplexity on general text
+    wanda     half of the seedling's weights zero by Wanda, by RIA and by magnitude: perplexity on general text
     guard     a destroyed model, one that lost a class, and an unchanged one before the guard
 
 Rows go to `benchmarks/results/export.json`. No network, nothing but the repository.
@@ -234,22 +234,23 @@ def wanda() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         ids = calibration(Path(folder))
         found = {"dense": perplexities(load(SEEDLING), texts)}
-        for rank in ("wanda", "magnitude"):
+        for rank in ("wanda", "ria", "magnitude"):
             pruned(weights(rank=rank), ids, Path(folder) / rank)
             found[rank] = perplexities(load(Path(folder) / rank), texts)
     sums = {name: sum(n for n, _ in rows) for name, rows in found.items()}
     tokens = [t for _, t in found["dense"]]
     told = {name: math.exp(total / sum(tokens)) for name, total in sums.items()}
     print({name: round(value, 3) for name, value in told.items()})
-    gap = compare([n for n, _ in found["wanda"]], [n for n, _ in found["magnitude"]], weights=tokens).difference
-    assert gap.low is not None
-    assert gap.high is not None
-    case = (
-        f"half of the seedling's weights zero, perplexity on general held-out text (dense {told['dense']:.2f}, "
-        f"magnitude {told['magnitude']:.2f}): Wanda's {told['wanda']:.2f} over magnitude's"
-    )
-    interval = (round(math.exp(gap.low), 4), round(math.exp(gap.high), 4))
-    yield Row(case, round(math.exp(gap.estimate), 4), 1.0, "x", "lower", "magnitude", len(texts), interval)
+    for rank, name in (("wanda", "Wanda"), ("ria", "RIA")):
+        gap = compare([n for n, _ in found[rank]], [n for n, _ in found["magnitude"]], weights=tokens).difference
+        assert gap.low is not None
+        assert gap.high is not None
+        case = (
+            f"half of the seedling's weights zero, perplexity on general held-out text (dense {told['dense']:.2f}, "
+            f"magnitude {told['magnitude']:.2f}): {name}'s {told[rank]:.2f} over magnitude's"
+        )
+        interval = (round(math.exp(gap.low), 4), round(math.exp(gap.high), 4))
+        yield Row(case, round(math.exp(gap.estimate), 4), 1.0, "x", "lower", "magnitude", len(texts), interval)
 
 
 def perplexities(loaded: Loaded, texts: list[str]) -> list[tuple[float, int]]:

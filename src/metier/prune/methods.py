@@ -52,9 +52,10 @@ class Weights(Config):
 
     fraction: float = Field(0.5, ge=0, lt=1)
     """The share of each layer's weights; with `pattern: 2:4` it is a half."""
-    rank: Literal["wanda", "magnitude"] = "wanda"
-    """wanda: size of the weight times the norm of what goes into it, within each output (Sun et al. 2024).
-    magnitude: size of the weight, within each layer."""
+    rank: Literal["wanda", "ria", "magnitude"] = "wanda"
+    """wanda: size of the weight times the norm of what goes into it, within each output (Sun et al. 2024). ria: its
+    share of its input's and its output's weights times the root of that norm (Zhang et al. 2024). magnitude: size of the
+    weight, within each layer."""
     pattern: Literal["2:4"] | None = None
     """Two of every four neighbouring weights, which some GPUs multiply faster. Left out: wherever they are."""
 
@@ -103,7 +104,7 @@ def needs_calibration(method: Method) -> bool:
         return method.width.importance != "magnitude" and method.width.fraction > 0
     if isinstance(method, LayersMethod):
         return method.layers.count > 0
-    return method.weights.rank == "wanda" and method.weights.fraction > 0
+    return method.weights.rank != "magnitude" and method.weights.fraction > 0
 
 
 def cuts(method: Method, shape: Shape, smaller: Sequence[float]) -> list[Cut]:

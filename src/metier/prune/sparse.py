@@ -1,8 +1,11 @@
-"""Single weights set to zero, by size or by Wanda (Sun et al. 2024, arXiv 2306.11695), anywhere or two of every four.
+"""Single weights set to zero, by size, by Wanda or by RIA, anywhere or two of every four.
 
-Wanda scores a weight by its size times the root mean square of what goes into it, and compares within each output.
-Blocks are taken in order, so that what goes into one follows from what was taken below. Magnitude compares within each
-layer. The output head and the embeddings keep all. Costs one layer's scores, and for Wanda two passes over the
+    magnitude   the size of a weight, compared within its layer
+    wanda       times the root mean square of what goes into it, within its output (Sun et al. 2024, arXiv 2306.11695)
+    ria         its share of its input's and of its output's weights, times the square root of that, within its output
+                (Zhang et al. 2024, "Plug-and-Play: An Efficient Post-training Pruning Method for LLMs", ICLR)
+
+Blocks are taken in order, so that what goes into one follows from what was taken below. The output head and the embeddings keep all. Costs one layer's scores, and for Wanda two passes over the
 calibration data. The files keep their size.
 
 Shapes: O outputs, K inputs of a layer.
@@ -22,7 +25,8 @@ from metier.prune.surgery import matrix
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Rank = Literal["wanda", "magnitude"]
+Rank = Literal["wanda", "ria", "magnitude"]
+TINY = 1e-12
 
 
 @torch.no_grad()
@@ -47,7 +51,7 @@ def thin_(
         norms = _norms(stream, block, parts[index])
         for layer in parts[index] if index in chosen else ():
             weight = matrix(layer)
-            weight.masked_fill_(_dropped(_scores(weight, norms.get(layer)), cut, rank), 0.0)
+            weight.masked_fill_(_dropped(_scores(weight, norms.get(layer), rank), cut, rank), 0.0)
         if stream is not None:
             stream.hidden = stream.run(block)
         on_block(index + 1, len(parts))
@@ -85,9 +89,15 @@ def _norms(stream: Stream | None, block: nn.Module, layers: list[nn.Module]) -> 
     return {layer: (total / counts[layer]).sqrt().float() for layer, total in sums.items()}
 
 
-def _scores(weight: Tensor, norms: Tensor | None) -> Tensor:
+def _scores(weight: Tensor, norms: Tensor | None, rank: Rank) -> Tensor:
     """(O, K)."""
-    return weight.float().abs() if norms is None else weight.float().abs() * norms
+    size = weight.float().abs()
+    if norms is None:
+        return size
+    if rank == "wanda":
+        return size * norms
+    shares = (size / size.sum(side, keepdim=True).clamp(min=TINY) for side in (0, 1))
+    return sum(shares, torch.zeros(())) * norms.sqrt()
 
 
 def _dropped(scores: Tensor, cut: Cut, rank: Rank) -> Tensor:
@@ -96,7 +106,7 @@ def _dropped(scores: Tensor, cut: Cut, rank: Rank) -> Tensor:
         fours = scores.reshape(len(scores), -1, 4)
         order = fours.argsort(dim=-1, stable=True)
         return torch.zeros_like(fours, dtype=torch.bool).scatter_(-1, order[..., :2], True).view_as(scores)
-    rows = scores if rank == "wanda" else scores.reshape(1, -1)
+    rows = scores.reshape(1, -1) if rank == "magnitude" else scores
     count = int(rows.shape[1] * cut.taken)
     order = rows.argsort(dim=-1, stable=True)
     return torch.zeros_like(rows, dtype=torch.bool).scatter_(-1, order[:, :count], True).view_as(scores)
@@ -119,7 +129,7 @@ def _least_hurt(
         norms = _norms(stream, block, parts[index])
         lost = whole = 0.0
         for layer in parts[index]:
-            scores = _scores(matrix(layer), norms.get(layer))
+            scores = _scores(matrix(layer), norms.get(layer), rank)
             lost += float(scores[_dropped(scores, cut, rank)].sum())
             whole += float(scores.sum())
         losses.append(lost / whole)
