@@ -54,8 +54,8 @@ class Weights(Config):
     """The share of each layer's weights; with `pattern: 2:4` it is a half."""
     rank: Literal["wanda", "ria", "magnitude"] = "wanda"
     """wanda: size of the weight times the norm of what goes into it, within each output (Sun et al. 2024). ria: its
-    share of its input's and its output's weights times the root of that norm (Zhang et al. 2024). magnitude: size of the
-    weight, within each layer."""
+    share of its input's and its output's weights times the root of that norm (Zhang et al. 2024). magnitude: size of
+    the weight, within each layer."""
     pattern: Literal["2:4"] | None = None
     """Two of every four neighbouring weights, which some GPUs multiply faster. Left out: wherever they are."""
 

@@ -5,8 +5,9 @@
     ria         its share of its input's and of its output's weights, times the square root of that, within its output
                 (Zhang et al. 2024, "Plug-and-Play: An Efficient Post-training Pruning Method for LLMs", ICLR)
 
-Blocks are taken in order, so that what goes into one follows from what was taken below. The output head and the embeddings keep all. Costs one layer's scores, and for Wanda two passes over the
-calibration data. The files keep their size.
+Blocks are taken in order, so that what goes into one follows from what was taken below. The output head and the
+embeddings keep all. Costs one layer's scores and, but for magnitude, two passes over the calibration data. The files
+keep their size.
 
 Shapes: O outputs, K inputs of a layer.
 """
