@@ -17,7 +17,7 @@ from metier.core.machine import Machine
 from metier.core.stage import Context, Source, Stage
 from metier.models.load import load
 from metier.models.save import save_model
-from metier.prune import trying
+from metier.prune import size, trying
 from metier.prune.probe import Looker
 from metier.prune.settings import Guard, fewest, needed_margin
 from metier.prune.stage import Keep, Prune
@@ -89,7 +89,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def house(tmp_path: Path, base: Path) -> House:
+def house(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    monkeypatch.setattr(size, "ROUNDS", 1)
+    monkeypatch.setattr(size, "STEPS", 2)
     return House(tmp_path, base)
 
 
@@ -354,9 +356,9 @@ def test_a_plan_says_what_it_takes(house: House):
     healed = prune(heal="reconstruct").estimate(house.sources, machine)
     assert plain is not None
     assert healed is not None
-    size = sum(p.numel() for p in tiny_llama().parameters())
-    assert plain.memory["the model"] == 4 * size
-    assert healed.memory_bytes == plain.memory_bytes + 4 * size + 4 * 4 * 32 * 32
+    numbers = sum(p.numel() for p in tiny_llama().parameters())
+    assert plain.memory["the model"] == 4 * numbers
+    assert healed.memory_bytes == plain.memory_bytes + 4 * numbers + 4 * 4 * 32 * 32
     later = Source("later", (), "", "", (house.sources["base"],))
     guessed = prune(model="later").estimate({"later": later}, machine)
     assert guessed is not None

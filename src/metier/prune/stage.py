@@ -16,6 +16,8 @@ from metier.prune.settings import Calibration, Guard, calibration_source, check_
 
 PROCESS = 480e6
 """A process with Python, torch and transformers, as measured for training."""
+LOOKING = 200e6
+"""What generation, likelihood and their metrics hold beside a small model: the seedling's steps took that much more."""
 SMALLER = [0.75, 0.5, 0.25]
 
 
@@ -89,6 +91,8 @@ class Prune(Stage):
         size, stored = parameters(config), 2.0 if "16" in str(config.get("dtype") or config.get("torch_dtype")) else 4.0
         hidden = 4.0 * self.calibration.samples * self.calibration.tokens * shape_of(config).hidden
         held = {"base": PROCESS, "the model": 4.0 * size, "the written one, read back": 4.0 * size}
+        if self.guard:
+            held["answers and readings"] = LOOKING
         if self.heal is not None:
             held |= {"the model before": 4.0 * size, "calibration": 2 * hidden}
         elif self.calibrates:
