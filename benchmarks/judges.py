@@ -10,11 +10,13 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from metier.engine import remote
 from metier.engine.endpoint import Endpoint
 from metier.engine.interface import Asking
 from metier.engine.remote import RemoteEngine
+from metier.engine.replies import FILE
 from metier.judge.stage import verdicts_path
 from metier.measure.agreement import confusion
 from metier.measure.corrected import corrected
@@ -49,7 +52,7 @@ from tests.judge.desk import Desk, judge
 desk = Desk(Path(sys.argv[1]))
 desk.add("answers", Path(sys.argv[2]))
 desk.run(judge(judges=[{"endpoint": sys.argv[3], "model": "tiny", "tries": 9, "timeout_seconds": 1.0,
-    "concurrency": 4}], repeat=10), sys.argv[4])
+    "concurrency": 4}], repeat=10), sys.argv[4], cache=Path(sys.argv[1]) / "replies" / sys.argv[4])
 """
 
 
@@ -104,7 +107,7 @@ def kills() -> list[Row]:
             code = _child(root, answers, server.url, step, int(70 * moment), server)
             died += code == -signal.SIGKILL
             arrived = len(server.whole)
-            kept = _kept(root / step / "scratch/asked/tiny.jsonl")
+            kept = _kept(root / "replies" / step / FILE)
             server.whole.clear()
             assert _child(root, answers, server.url, step, None) == 0
             again = len(server.whole)
@@ -114,7 +117,7 @@ def kills() -> list[Row]:
     return [
         Row("runs killed and gone on with that end in the same bytes", same, KILLS, f"of {KILLS}", "higher", n=KILLS),
         Row("runs that the signal did kill", died, KILLS * 0.75, f"of {KILLS}", "higher", n=KILLS),
-        Row("kept verdicts asked for again", lost, 0, "requests", "lower", n=KILLS),
+        Row("replies received before the kill and asked for again", lost, 0, "requests", "lower", n=KILLS),
     ]
 
 
@@ -131,7 +134,11 @@ def _child(root: Path, answers: Path, url: str, step: str, after: int | None, se
 
 
 def _kept(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.is_file() else 0
+    """Replies on the disk."""
+    if not path.is_file():
+        return 0
+    with closing(sqlite3.connect(path)) as file:
+        return int(file.execute("SELECT count(*) FROM replies").fetchone()[0])
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -257,11 +264,14 @@ def endpoint(url: str, model: str, form: str) -> list[Row]:
         told = json.loads((files / "summary.json").read_text())["judges"]["json"]
         scored = sum(row["verdict"] is not None for row in lines_of(verdicts_path(files, "json")))
         kind, called = f"behind a real server, held to JSON by {form}", Path(model).name
-        same = told["repeated"].get("observed") or 0.0
+        came = len(lines_of(verdicts_path(files, "json")))
         found = [
             Row(f"{called} {kind}: valid verdicts", scored, 0 if form == "prompt" else 12, "of 12", "higher", n=12),
-            Row(f"{called} {kind}: the same when asked again", same, 1.0, "share", "higher", n=told["repeated"]["n"]),
+            Row(f"{called} {kind}: answers that came", came, 12, "of 12", "higher", n=12),
         ]
+        if told["repeated"]["n"]:
+            same, n = told["repeated"]["observed"], told["repeated"]["n"]
+            found.append(Row(f"{called} {kind}: the same when asked again", same, 1.0, "share", "higher", n=n))
         try:
             both = judge(judges=[there | {"name": "away", "choose": "logprobs"}, {"model": "seedling", "name": "here"}])
             files, _ = desk.run(both, "logprobs")

@@ -72,8 +72,10 @@ def test_an_answer_that_is_no_json_is_asked_again_twice_and_then_given_as_it_is(
         assert said(engine(server), 1, schema=SCHEMA) == {0: '{"choice": "A"}'}
     with serving(StandIn()) as server:
         server.answer = lambda _body: "Certainly! The choice is A."
-        assert said(engine(server), 1, schema=SCHEMA) == {0: "Certainly! The choice is A."}
+        speaker = engine(server)
+        assert said(speaker, 1, schema=SCHEMA) == {0: "Certainly! The choice is A."}
         assert len(server.asked) == 3
+        assert (speaker.spent.requests, speaker.spent.tokens_written) == (1, 15)  # all three are paid for
 
 
 def test_a_choice_is_held_to_its_labels_and_anything_else_is_none():

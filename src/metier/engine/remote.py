@@ -294,6 +294,7 @@ class RemoteEngine:
                 if question.wanted.schema is None or odd >= min(RETOLD, tries - 1) or _is_object(got.text):
                     return _Got(got, seconds)
                 odd += 1
+                self._meter.settle(0.0, got.read, got.tokens, answered=False)  # it is paid for all the same
                 got = _Wait(f"not a JSON object: {self._clean(got.text)}")
             last = got.reason
             if attempt + 1 < tries and not self._pause(attempt, got.after):
