@@ -78,6 +78,29 @@ def test_int8_refuses_what_has_nothing_to_hold_in_it(tmp_path: Path):
         open_hosts([Wanted("g", tmp_path / "gpt2")], numbers="int8")
 
 
+def test_a_gguf_file_answers_as_its_source(tmp_path: Path):
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    from metier.models.builtin import BUILTIN
+
+    program = Path(sys.executable).with_name("metier")
+    subprocess.run([program, "export", "seedling", tmp_path / "out", "--gguf", "F32"], check=True, capture_output=True)
+    (file,) = (tmp_path / "out").rglob("*.gguf")
+    with serving({"file": file, "source": BUILTIN["seedling"]}, tmp_path) as address, client(address) as http:
+        texts = []
+        for name in ("file", "source"):
+            turn = [{"role": "user", "content": "What do foxes eat?"}]
+            asked = {"model": name, "messages": turn, "max_tokens": 12, "logprobs": True}
+            got = http.post("/v1/chat/completions", json=asked).json()["choices"][0]
+            texts.append((got["message"]["content"], round(got["logprobs"]["content"][0]["logprob"], 2)))
+    assert texts[0] == texts[1]
+
+
+def test_a_gguf_file_needs_its_tokenizer_beside_it(tmp_path: Path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"no tokenizer\.json"):
+        open_hosts([Wanted("g", tmp_path / "model.gguf")])
+
+
 def command(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     program = Path(sys.executable).with_name("metier")
     return subprocess.run(

@@ -64,7 +64,9 @@ def _named(given: str, store: Store) -> tuple[str, Path]:
     """`NAME=MODEL`, or a model that is called as it was given; a folder by its last part."""
     name, equals, model = given.partition("=")
     if equals and name and "/" not in name:
-        return name, find_model(model, store)
+        return name, _named(model, store)[1]
+    if given.endswith(".gguf") and Path(given).is_file():
+        return Path(given).stem, Path(given)
     folder = find_model(given, store)
     return (Path(given).name if Path(given).is_dir() else given), folder
 

@@ -9,7 +9,7 @@ Not safe for several threads: one thread owns a `Live`. Names of tensors as in `
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,16 +85,20 @@ class Told:
 
 
 class Live:
-    """A model and the requests that it answers. slots: how many at a time; others wait their turn, in order."""
+    """A model and the requests that it answers. slots: how many at a time; others wait their turn, in order.
 
-    def __init__(self, loaded: Loaded, *, slots: int = 8) -> None:
+    decoder: makes what gives the logits (`step` and `keep` of `engine.decoder.Decoder`), where the model is no module.
+    """
+
+    def __init__(self, loaded: Loaded, *, slots: int = 8, decoder: Callable[[], Any] | None = None) -> None:
         if slots < 1:
             raise DataError("at least one request at a time", where="slots", value=slots)
         self._speaker = _Speaker(loaded, Sampling(), _never)
         self._slots = slots
         self._waiting: deque[Request] = deque()
         self._live: list[Request] = []
-        self._decoder: Decoder | None = None
+        self._make = decoder
+        self._decoder: Any = None
 
     @property
     def busy(self) -> bool:
@@ -122,7 +126,7 @@ class Live:
         """One token for each request under way. Requests whose `finish` is set after it are gone from here."""
         with torch.inference_mode():
             gone = self._drop_cancelled()
-            told = self._together() if self._speaker.body is not None else self._in_turn()
+            told = self._together() if self.tells_logprobs else self._in_turn()
         return gone + told
 
     def clear(self) -> None:
@@ -134,10 +138,8 @@ class Live:
     # --- one pass for all ---------------------------------------------------------------------------------------------
 
     def _together(self) -> list[Told]:
-        body = self._speaker.body
-        assert body is not None
         if self._decoder is None:
-            self._decoder = Decoder(body, self._slots)
+            self._decoder = self._make() if self._make else self._own()
         new: list[Request] = []
         read = 0
         while self._waiting and len(self._live) + len(new) < self._slots:
@@ -153,8 +155,13 @@ class Live:
         for request, token in zip(self._live, self._chosen(logits_sv), strict=True):
             request.row.take(token, self._speaker.stops)
         told = [self._tell(request, logits_sv[slot]) for slot, request in enumerate(self._live)]
-        self._keep_open(self._decoder)
+        self._keep_open()
         return told
+
+    def _own(self) -> Decoder:
+        body = self._speaker.body
+        assert body is not None
+        return Decoder(body, self._slots)
 
     def _chosen(self, logits_sv: Tensor) -> list[int]:
         """The next token of each request under way: those that sample alike are drawn together."""
@@ -168,11 +175,11 @@ class Live:
                 chosen[slot] = token
         return chosen
 
-    def _keep_open(self, decoder: Decoder) -> None:
+    def _keep_open(self) -> None:
         kept = [slot for slot, request in enumerate(self._live) if request.finish is None]
         if len(kept) == len(self._live):
             return
-        order = decoder.keep(kept)
+        order = self._decoder.keep(kept)
         self._live = [self._live[slot] for slot in order]
         if not self._live:
             self._decoder = None  # its cache goes; an idle server holds the weights alone
@@ -202,7 +209,7 @@ class Live:
         if gone:
             self._waiting = deque(request for request in self._waiting if not request.cancelled)
             if self._decoder is not None:
-                self._keep_open(self._decoder)
+                self._keep_open()
             else:
                 self._live = [request for request in self._live if request.finish is None]
         return [Told(request, "", (), request.finish, request.tokens) for request in gone]
@@ -244,7 +251,7 @@ class Live:
     @property
     def tells_logprobs(self) -> bool:
         """Whether log-probabilities can be had: through our own forward pass alone."""
-        return self._speaker.body is not None
+        return self._make is not None or self._speaker.body is not None
 
 
 def _same(speaker: _Speaker) -> Any:

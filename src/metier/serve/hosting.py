@@ -25,6 +25,11 @@ Deliver = Callable[[Told | MetierError], None]
 """Called from the host's thread with each piece, and with the error where the answer failed."""
 
 
+def _live(loaded: Loaded, slots: int) -> Live:
+    decoder = getattr(loaded, "decoder", None)
+    return Live(loaded, slots=slots) if decoder is None else Live(loaded, slots=1, decoder=decoder)
+
+
 class Busy(Exception):
     """The queue is full."""
 
@@ -52,7 +57,7 @@ class Host:
 
     def __init__(self, contenders: Mapping[str, Loaded], *, slots: int = 8, waiting: int = 64) -> None:
         self.contenders = dict(contenders)
-        self._lives = {name: Live(loaded, slots=slots) for name, loaded in contenders.items()}
+        self._lives = {name: _live(loaded, slots) for name, loaded in contenders.items()}
         self._adapters = {name: getattr(loaded, "adapter", None) for name, loaded in contenders.items()}
         self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._open: dict[int, Ticket] = {}

@@ -218,7 +218,7 @@ function drawBoard(board) {
     const score = (row.scores || []).find((one) => one.metric === metric && one.group === group) || {};
     const interval = score.low == null ? "" : `${score.low.toFixed(3)} to ${score.high.toFixed(3)}`;
     const line = make("tr");
-    line.append(make("td", row.rank ?? "", { className: "number" }), make("td", row.name), make("td", score.value == null ? "" : score.value.toFixed(3), { className: "number" }),
+    line.append(make("td", row.rank ?? "", { className: "number" }), make("td", row.name), make("td", score.mean == null ? "" : score.mean.toFixed(3), { className: "number" }),
       make("td", interval, { className: "number" }), make("td", score.n ?? "", { className: "number" }));
     table.append(line);
   }
