@@ -12,8 +12,8 @@ from metier.cli.console import Display, JsonLines, LiveView, PlainLines, Quiet
 from metier.cli.publishing import publish_result
 from metier.cli.stopping import StopFlag
 from metier.core.store import Store
-from metier.pipeline import run
-from metier.recipe import load_recipe
+from metier.pipeline import Result, run
+from metier.recipe import Recipe, load_recipe
 from metier.report.partial import PartialBoard
 from metier.track import open_trackers
 
@@ -38,28 +38,46 @@ def run_recipe(
     max_minutes: stop at a safe point after so long.
     """
     recipe = load_recipe(path, overrides)
-    configs = {name: stage.model_dump(mode="json") for name, stage in recipe.steps.items()}
-    trackers = open_trackers(track, folder=out / recipe.name, recipe=recipe.name, configs=configs)
-    partial = PartialBoard(out / recipe.name, recipe.name, configs)
-    with ExitStack() as stack:
-        stop = stack.enter_context(StopFlag(max_minutes))
-        display = stack.enter_context(make_display(mode))
-        hearing = [stack.enter_context(tracker).hear for tracker in trackers]
-        listeners = [display.hear, partial.hear, *hearing]
-        result = run(recipe, Store(store), listeners=listeners, stop=stop, only=only, keep_going=keep_going)
-    if mode == "auto":
-        for tracker in trackers:
-            if tracker.used:
-                typer.echo(f"Tracked: {tracker.what}")
-    if only is not None:
+    display = make_display(mode)
+    _, report = carry_out(
+        recipe, store, out, display, only=only, track=track, keep_going=keep_going, max_minutes=max_minutes
+    )
+    if report is None:
         return
-    report = publish_result(recipe, result.artifacts, out)
     if mode == "json":
         typer.echo(json.dumps({"event": "published", "report": str(report)}, ensure_ascii=False))
     elif mode == "quiet":
         typer.echo(str(report))
     else:
         typer.echo(f"Report: {report}")
+
+
+def carry_out(
+    recipe: Recipe,
+    store: Path,
+    out: Path,
+    display: Display,
+    *,
+    only: str | None = None,
+    track: Sequence[str] = (),
+    keep_going: bool = False,
+    max_minutes: float | None = None,
+) -> tuple[Result, Path | None]:
+    """Run a recipe with progress on `display`. Returns what was made, and the report, or None with `only`."""
+    configs = {name: stage.model_dump(mode="json") for name, stage in recipe.steps.items()}
+    trackers = open_trackers(track, folder=out / recipe.name, recipe=recipe.name, configs=configs)
+    partial = PartialBoard(out / recipe.name, recipe.name, configs)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopFlag(max_minutes))
+        stack.enter_context(display)
+        hearing = [stack.enter_context(tracker).hear for tracker in trackers]
+        listeners = [display.hear, partial.hear, *hearing]
+        result = run(recipe, Store(store), listeners=listeners, stop=stop, only=only, keep_going=keep_going)
+    if isinstance(display, LiveView | PlainLines):
+        for tracker in trackers:
+            if tracker.used:
+                typer.echo(f"Tracked: {tracker.what}")
+    return result, None if only is not None else publish_result(recipe, result.artifacts, out)
 
 
 def make_display(mode: Mode) -> Display:

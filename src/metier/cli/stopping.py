@@ -8,6 +8,7 @@ what is being built lies aside until it is whole. Stopping at a safe point ends 
 import contextlib
 import os
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -40,7 +41,8 @@ class StopFlag:
     def __enter__(self) -> Self:
         if self._minutes is not None:
             self._deadline = time.monotonic() + 60 * self._minutes
-        for number in STOPS:
+        # elsewhere Python lets nobody handle signals; the time limit holds there too
+        for number in STOPS if threading.current_thread() is threading.main_thread() else ():
             self._before[number] = signal.signal(number, self._handle)
         return self
 
