@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup check test demo bench bench-training torture seedling clean
+.PHONY: setup check test demo bench bench-training torture seedling docs clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,11 @@ torture: setup
 
 seedling: setup
 	$(BIN)/python -m tools.seedling
+
+# The pages of docs/ as a site in build/docs; needs no network and refers to nothing outside.
+docs: setup
+	$(BIN)/python -m tools.pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .metier runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
