@@ -475,7 +475,7 @@ def _cost(folder: Path, out: Path) -> int:
     def hear(event: Event) -> None:
         if event["event"] == "train" and not began[0]:
             began[0] = time.monotonic()
-            stop._deadline = began[0] + 250
+            stop._deadline = began[0] + 200
 
     with StopFlag(minutes=60) as stop:
         try:
