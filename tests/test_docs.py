@@ -1,13 +1,11 @@
 """The pages under docs/ say what the program does. `python tests/test_docs.py` writes their tables of settings anew."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
-from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from metier.core.described import descriptions
+from metier.core.described import table
 from metier.core.stage import Config
 from metier.data.settings import Refusals
 from metier.engine.endpoint import Endpoint, Prices
@@ -128,18 +126,6 @@ PARTS: dict[str, Parts] = {
 def settings(page: str) -> str:
     """The tables of every setting that the page is about, from the stages themselves."""
     return "\n".join(f"### {title}\n\n{table(stage, without)}" for title, (stage, without) in PARTS[page].items())
-
-
-def table(config: type[Config], without: object) -> str:
-    lines = ["| setting | left out | |", "|---|---|---|"]
-    for name, field in config.model_fields.items():
-        if name in without:  # type: ignore[operator]
-            continue
-        default = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]
-        shown = "required" if default is PydanticUndefined else f"`{json.dumps(to_jsonable_python(default))}`"
-        text = " ".join(descriptions(config).get(name, "").split()).replace("|", "\\|")
-        lines.append(f"| `{name}` | {shown} | {text} |")
-    return "\n".join([*lines, ""])
 
 
 def with_settings(page: str) -> str:

@@ -1,38 +1,26 @@
 """Write the pages of docs/ that come from the program and from what was measured: `python -m tools.pages`.
 
-One page a stage with all its settings (docs/stages/), and the table of machines, memory and time in docs/hardware.md.
+One page a stage with all its settings (docs/stages/), the table of machines, memory and time in docs/hardware.md,
+and the list of decisions in docs/design.md.
 """
 
 import json
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from metier.core.described import descriptions
+from metier.core.described import table
 from metier.core.stage import Stage
 from metier.stages import CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-BEGIN, END = "<!-- measured -->\n", "<!-- end of measured -->\n"
+BEGIN, END = "<!-- made -->\n", "<!-- end of made -->\n"
 TOPICS = ("main-job", "training")
 UNITS = ("GB", "s")
-
-
-def table(config: type[BaseModel], without: object = ()) -> str:
-    """Every setting of a class with its default and what the string under it says."""
-    lines = ["| setting | left out | |", "|---|---|---|"]
-    for name, field in config.model_fields.items():
-        if name in without:  # type: ignore[operator]
-            continue
-        default = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]
-        shown = "required" if default is PydanticUndefined else f"`{json.dumps(to_jsonable_python(default))}`"
-        text = " ".join(descriptions(config).get(name, "").split()).replace("|", "\\|")
-        lines.append(f"| `{name}` | {shown} | {text} |")
-    return "\n".join([*lines, ""])
 
 
 def inside(annotation: object) -> Iterator[type[BaseModel]]:
@@ -90,13 +78,27 @@ def hardware() -> str:
                 measured = f"{row['measured']:.3g} {row['unit']}"
                 cells = (row["case"], measured, row["hardware"], row["date"], f"`{row['command']}`")
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    before, rest = (DOCS / "hardware.md").read_text(encoding="utf-8").split(BEGIN)
+    return filled("hardware.md", lines)
+
+
+def decisions() -> str:
+    """docs/design.md with the heading of each file in design/."""
+    lines = []
+    for path in sorted((ROOT / "design").glob("*.md")):
+        heading = path.read_text(encoding="utf-8").splitlines()[0]
+        lines.append(f"- `design/{path.name}`: " + re.sub(r"^# (?:\d+\.? )?", "", heading))
+    return filled("design.md", lines)
+
+
+def filled(page: str, lines: list[str]) -> str:
+    """A page with these lines between its marks."""
+    before, rest = (DOCS / page).read_text(encoding="utf-8").split(BEGIN)
     return before + BEGIN + "\n".join(lines) + "\n" + rest[rest.index(END) :]
 
 
 def main() -> None:
     (DOCS / "stages").mkdir(exist_ok=True)
-    for name, text in {**pages(), "hardware.md": hardware()}.items():
+    for name, text in {**pages(), "hardware.md": hardware(), "design.md": decisions()}.items():
         (DOCS / name).write_text(text, encoding="utf-8", newline="\n")
 
 

@@ -6,13 +6,15 @@ tables in the docs and error messages need them.
 
 import ast
 import inspect
+import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 
 @cache
@@ -23,6 +25,19 @@ def descriptions(cls: type[BaseModel]) -> Mapping[str, str]:
         found |= _classes(base.__module__).get(base.__qualname__, {})
     own = {name: info.description for name, info in cls.model_fields.items() if info.description}
     return {name: text for name, text in (found | own).items() if name in cls.model_fields}
+
+
+def table(config: type[BaseModel], without: Collection[str] | Mapping[str, object] = ()) -> str:
+    """Every setting of a class but those of `without`, with its default and what it is for: a table in Markdown."""
+    lines = ["| setting | left out | |", "|---|---|---|"]
+    for name, field in config.model_fields.items():
+        if name in without:
+            continue
+        default = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]
+        shown = "required" if default is PydanticUndefined else f"`{json.dumps(to_jsonable_python(default))}`"
+        text = " ".join(descriptions(config).get(name, "").split()).replace("|", "\\|")
+        lines.append(f"| `{name}` | {shown} | {text} |")
+    return "\n".join([*lines, ""])
 
 
 @cache
