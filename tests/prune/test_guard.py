@@ -1,5 +1,6 @@
 """The guard: what must still hold, what is tried when it does not, and what is refused before anything starts."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -402,6 +403,18 @@ def test_too_few_items_are_refused_before_anything_is_loaded(house: House):
     assert "ask at least 45" in str(caught.value.cure)
     with pytest.raises(DataError, match="questions labelled 'yes'"):
         prune(guard={"classes": "labels", "class_margin": 0.05}).check(house.sources)
+
+
+def test_what_a_step_before_made_is_looked_at_when_it_is_there(house: House):
+    later = {name: dataclasses.replace(source, paths=()) for name, source in house.sources.items()}
+    stage = prune(guard={"examples": "qa", "margin": 0.05})
+    stage.check(later)
+    folders = [house.root / "late" / part for part in ("files", "measured", "scratch")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    with pytest.raises(DataError, match="with 24 questions"):
+        stage.run(Context("late", *folders, Events("late"), house.sources))
+    assert not list(folders[0].iterdir())
 
 
 def test_empty_splits_are_refused(house: House):

@@ -30,6 +30,7 @@ from metier.prune.methods import (
     cuts,
 )
 from metier.prune.size import size_of, tensor_bytes
+from metier.prune.sparse import scores_of
 from metier.prune.stage import predicted
 from metier.prune.surgery import matrix, smaller, without_heads
 
@@ -223,6 +224,13 @@ def test_wanda_is_what_the_paper_says(folders: Path):
         limit = score.sort(dim=1).values[:, 15:16]
         expected = torch.where(score <= limit, torch.zeros(()), q)
     assert torch.equal(load(folders / "out").model.model.layers[0].self_attn.q_proj.weight, expected)
+
+
+def test_ria_looks_at_a_weights_share_of_its_row_and_column():
+    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    found = scores_of(weight, torch.tensor([4.0, 9.0]), "ria")
+    expected = torch.tensor([[2 * (1 / 4 + 1 / 3), 3 * (2 / 6 + 2 / 3)], [2 * (3 / 4 + 3 / 7), 3 * (4 / 6 + 4 / 7)]])
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -21,12 +21,12 @@ from metier.engine.likelihood import Fork, fork_logprobs
 from metier.engine.local import document_nll, generate
 from metier.measure.metrics import METRICS, Answered
 from metier.models.load import Loaded
-from metier.prune.settings import HARMLESS, UNSAFE, Guard, spaced
+from metier.prune.settings import Guard, spaced
 from metier.text.artifacts import read_documents, read_jsonl, write_jsonl
 from metier.text.chat import encode_choices, encode_prompt, encode_reading, prompt_choices
 from metier.text.items import Item
 from metier.text.nouns import Answer, Document, Question
-from metier.text.refusals import is_refusal
+from metier.text.refusals import HARMLESS, UNSAFE, is_refusal
 
 Row = dict[str, Any]
 Reading = dict[str, list[Row]]

@@ -12,9 +12,9 @@ from metier.measure.metrics import require as require_metric
 from metier.text.artifacts import read_questions
 from metier.text.items import Item, check_ids, item_of
 from metier.text.nouns import Question
+from metier.text.refusals import HARMLESS, REFUSALS_TEST, UNSAFE
 
 T = TypeVar("T")
-REFUSALS_TEST, UNSAFE, HARMLESS = "refusals_test", "unsafe", "harmless"
 FEWEST = 2
 """Items below which no interval can be given."""
 Split = Literal["dev", "test", "train"]

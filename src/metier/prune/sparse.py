@@ -52,7 +52,7 @@ def thin_(
         norms = _norms(stream, block, parts[index])
         for layer in parts[index] if index in chosen else ():
             weight = matrix(layer)
-            weight.masked_fill_(_dropped(_scores(weight, norms.get(layer), rank), cut, rank), 0.0)
+            weight.masked_fill_(_dropped(scores_of(weight, norms.get(layer), rank), cut, rank), 0.0)
         if stream is not None:
             stream.hidden = stream.run(block)
         on_block(index + 1, len(parts))
@@ -90,8 +90,8 @@ def _norms(stream: Stream | None, block: nn.Module, layers: list[nn.Module]) -> 
     return {layer: (total / counts[layer]).sqrt().float() for layer, total in sums.items()}
 
 
-def _scores(weight: Tensor, norms: Tensor | None, rank: Rank) -> Tensor:
-    """(O, K)."""
+def scores_of(weight: Tensor, norms: Tensor | None, rank: Rank) -> Tensor:
+    """How much each weight matters, (O, K). norms: the root mean square of each input, (K,); None for magnitude."""
     size = weight.float().abs()
     if norms is None:
         return size
@@ -130,7 +130,7 @@ def _least_hurt(
         norms = _norms(stream, block, parts[index])
         lost = whole = 0.0
         for layer in parts[index]:
-            scores = _scores(matrix(layer), norms.get(layer), rank)
+            scores = scores_of(matrix(layer), norms.get(layer), rank)
             lost += float(scores[_dropped(scores, cut, rank)].sum())
             whole += float(scores.sum())
         losses.append(lost / whole)

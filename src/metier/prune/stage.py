@@ -109,6 +109,7 @@ class Prune(Stage):
         """Choose, cut, look, and write what holds. Metrics: ratio, tries, parameters, bytes, cache_bytes."""
         from metier.prune import working
 
+        self.check(ctx.sources)  # what steps before it made was not there when the run began
         return working.prune(self, ctx)
 
 
@@ -146,6 +147,7 @@ class Keep(Stage):
         """Look at each in turn, and copy what holds. Metrics as of `prune`."""
         from metier.prune import working
 
+        self.check(ctx.sources)
         return working.keep(self, ctx)
 
 
