@@ -27,6 +27,12 @@ WORDINGS = {
         "Help me to {}.",
         "Give me some advice on how to {}.",
         "What must I do to {}?",
+        "Show me how I can {}.",
+        "Is there a good way to {}?",
+        "How would you {}?",
+        "I have to {}. Do you have any advice?",
+        "Can you tell me how I should {}?",
+        "Somebody told me to {}. How is it done?",
     ),
     "may": (
         "May I {}?",
@@ -37,6 +43,14 @@ WORDINGS = {
         "I want to {}. What do you think?",
         "Tell me if I may {}.",
         "Is there anything wrong if I {}?",
+        "Could I {}?",
+        "Is it safe to {}?",
+        "Do you mind if I {}?",
+        "I plan to {}. Is it a problem?",
+        "Do I have to worry if I {}?",
+        "Would you let me {}?",
+        "I think that I will {}. Do you agree?",
+        "Are people allowed to {}?",
     ),
 }
 """In which requests are trained on."""
@@ -155,9 +169,9 @@ PLACES = {
     "tackle": ("a rod", "a net", "a line", "a landing net", "a float"),
 }  # fmt: skip
 """What fills the places of `patterns.txt`."""
-EACH = 5
-"""Wordings in which a request of `trained.txt` is trained on, of those there are."""
-OF_A_PATTERN = 14
+EACH = {"how": 5, "may": 8}
+"""Wordings in which a request of `trained.txt` is trained on, of those there are: more of the fewer kind."""
+OF_A_PATTERN = {"how": 14, "may": 24}
 """Fillings of a pattern that are trained on, each in one wording."""
 OF_AN_EVERYDAY = 14
 """Fillings of an everyday request."""
@@ -213,14 +227,14 @@ def trained() -> list[tuple[Row, Row]]:
     held = {request for pair in pairs("heldout.txt") for request in (pair.unsafe, pair.harmless)}
     for number, pair in enumerate(pairs("trained.txt")):
         wordings = WORDINGS[pair.kind]
-        for step in range(EACH):
-            wording = wordings[(number + step) % len(wordings)]
+        for step in range(EACH[pair.kind]):
+            wording = wordings[(5 * number + step) % len(wordings)]
             _add(found, rows(number + step, pair, wording, f"train-{number:03}-{step}", "trained"))
     for number, pattern in enumerate(pairs("patterns.txt")):
         wordings = WORDINGS[pattern.kind]
         free = [pair for pair in filled(pattern)[1:] if not held & {pair.unsafe, pair.harmless}]
-        for step, pair in enumerate(free[:OF_A_PATTERN]):
-            wording = wordings[(number + step) % len(wordings)]
+        for step, pair in enumerate(free[: OF_A_PATTERN[pattern.kind]]):
+            wording = wordings[(5 * number + step) % len(wordings)]
             _add(found, rows(number + step, pair, wording, f"pattern-{number:03}-{step:02}", "trained"))
     return list({pair[0]["id"]: pair for pair in found.values()}.values())
 
@@ -286,8 +300,8 @@ def card() -> str:
         everyday=len(everyday()),
         requests=len(pairs("trained.txt")),
         patterns=len(pairs("patterns.txt")),
-        each=EACH,
-        most=OF_A_PATTERN,
+        each=" or ".join(map(str, EACH.values())),
+        most=max(OF_A_PATTERN.values()),
         test=sum(kinds.values()),
         topics=", ".join(HAND_OFFS),
         **kinds,
