@@ -33,7 +33,7 @@ STAGES = {
     "judge": "metier.judge.stage:Judge",
     "calibrate": "metier.judge.stage:Calibrate",
 }
-"""Kind -> where its class is. `tests/test_stages.py` holds it against the classes that there are."""
+"""Kind -> where its class is. `tests/test_catalogue.py` holds it against the classes that there are."""
 
 
 class _Catalogue(Mapping[str, type[Stage]]):
