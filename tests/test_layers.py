@@ -150,3 +150,10 @@ def test_heavy_imports_are_seen_where_they_run():
         "if TYPE_CHECKING:\n    import numpy\ndef f():\n    import scipy\ntry:\n    import torch.nn\nfinally:\n    pass"
     )
     assert heavy_at_import(ast.parse(code), PACKAGE / "core" / "x.py") == {"torch"}
+
+
+def test_no_two_test_files_have_the_same_name():
+    """pytest imports them by name: of two that share one, it refuses the second."""
+    tests = Path(__file__).parent
+    names = [path.name for path in tests.rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
