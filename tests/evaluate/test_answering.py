@@ -70,8 +70,8 @@ def test_a_run_killed_at_any_item_goes_on_to_the_same_bytes(
     """All that a kill leaves is a beginning of the lines on the disk: every such beginning is gone on from."""
     options |= {"batch_size": 1}
     monkeypatch.setattr(local, "REFILLS", 4)  # batches of four: some cuts lie inside of one
-    loaded = answering.load(house.sources["base"].path)
-    monkeypatch.setattr(answering, "load", lambda _folder: loaded)
+    loaded = answering.load_held(house.sources["base"].path, None)
+    monkeypatch.setattr(answering, "load_held", lambda _folder, _bits: loaded)
     monkeypatch.setattr(answering, "EVERY_SECONDS", 0.0)
     asked: list[int] = []
     speak = here.speak
@@ -155,16 +155,16 @@ def test_a_model_is_gone_before_the_next_is_loaded(house: House, monkeypatch: py
         save_model(big, byte_tokenizer(), house.add(name, house.root / "models" / name))
     alive: list[weakref.ref[Any]] = []
     memory: list[int] = []
-    load = answering.load
+    load = answering.load_held
 
-    def watched(folder: Path) -> Any:
+    def watched(folder: Path, bits: Any) -> Any:
         assert all(model() is None for model in alive), "the last model is still in memory"
-        loaded = load(folder)
+        loaded = load(folder, bits)
         alive.append(weakref.ref(loaded.model))
         memory.append(psutil.Process().memory_info().rss)
         return loaded
 
-    monkeypatch.setattr(answering, "load", watched)
+    monkeypatch.setattr(answering, "load_held", watched)
     gc.collect()
     house.run(answer(models=["base", "big", "other"]))
     assert len(alive) == 3

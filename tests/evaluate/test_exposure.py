@@ -150,7 +150,7 @@ def test_drop_leaves_the_seen_out(store: Store):
 
 
 def test_stop_lists_both_texts_before_any_model_loads(store: Store, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("metier.evaluate.answering.load", lambda _: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("metier.evaluate.answering.load_held", lambda *_: pytest.fail("a model was loaded"))
     store.trained("cheat", "leaky")
     with pytest.raises(DataError, match="2 of 10 questions were seen in training") as caught:
         answers(store, "cheat", contamination={"action": "stop"})

@@ -146,7 +146,7 @@ def test_every_contender_is_read_with_intervals_and_comparisons(house: House):
     row = found["knows", "forget_probability"]
     assert row["n"] == 6
     assert row["mean"] == pytest.approx(np.mean([i["probability"] for i in mine]))
-    assert row["low"] < row["mean"] < row["high"]
+    assert row["low"] <= row["mean"] < row["high"]  # few and alike: the interval may begin at the mean itself
     assert row["higher_is_better"] is False
     (versus,) = found["forgot", "utility"]["versus"]
     assert versus["against"] == "knows"

@@ -142,8 +142,8 @@ def test_limit_asks_evenly_spaced_questions(house: House):
 def test_an_interrupted_answer_keeps_finished_contenders(house: House, monkeypatch: pytest.MonkeyPatch):
     whole, _ = house.run(answer(), "whole")
     loads: list[str] = []
-    load = answering.load
-    monkeypatch.setattr(answering, "load", lambda folder: loads.append(folder.name) or load(folder))
+    load = answering.load_held
+    monkeypatch.setattr(answering, "load_held", lambda folder, bits: loads.append(folder.name) or load(folder, bits))
     with pytest.raises(Interrupted, match="step 'cut'"):
         house.run(answer(), "cut", stop=lambda: len(loads) == 2)
     again, _ = house.run(answer(), "cut")
