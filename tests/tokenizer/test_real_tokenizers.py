@@ -10,9 +10,8 @@ from extending import about, documents, extend, only_joins, shaped
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
-from metier.export.gguf.read import read_vocabulary
 from metier.export.gguf.tokens import Tokens
-from metier.export.gguf.write import write_gguf
+from metier.export.gguf.vocabulary import vocabulary
 from metier.models.load import load, read_tokenizer
 from metier.models.shape import input_embeddings, is_tied, output_head
 
@@ -22,16 +21,16 @@ CASES = [("tinyllama", "llama", False), ("gpt2", "gpt2", True), ("llama3", "llam
 @pytest.fixture(scope="module")
 def medical(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (shared / "data" / "medquad" / "medquad_answered.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for number, line in enumerate(file) if number % 24 == 0]
+        rows = [json.loads(line) for number, line in enumerate(file) if number % 48 == 0]
     texts = [f"{row['question']}\n{row['answer']}" for row in rows]
-    return documents(tmp_path_factory.mktemp("texts") / "medical", texts[60:], heldout=texts[:60])
+    return documents(tmp_path_factory.mktemp("texts") / "medical", texts[40:], heldout=texts[:40])
 
 
 @pytest.fixture(scope="module")
 def general(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shared / "data" / "wikitext2"
     test, valid = ((folder / f"{name}.txt").read_text(encoding="utf-8").splitlines(True) for name in ("test", "valid"))
-    return documents(tmp_path_factory.mktemp("texts") / "general", test[:1500], heldout=valid[:1500])
+    return documents(tmp_path_factory.mktemp("texts") / "general", test[:600], heldout=valid[:600])
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def test_words_are_made_inside_running_text_and_old_text_is_as_before(
     shared: Path, tmp_path: Path, medical: Path, general: Path, lines: list[str], name: str, family: str, tied: bool
 ):
     base = shaped(tmp_path / "base", shared / "tokenizers" / name, family, tied=tied)
-    out, seen = extend(tmp_path / "run", base, medical, general, max_new_tokens=500, extend="always")
+    out, seen = extend(tmp_path / "run", base, medical, general, max_new_tokens=500, min_count=5, extend="always")
     record = about(out)
     fertility = record["fertility"]
     assert record["new_tokens"] > 250
@@ -64,13 +63,12 @@ def test_words_are_made_inside_running_text_and_old_text_is_as_before(
     old, new = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (base, out))
     count, fresh = only_joins(old, new, lines, first)
     assert count >= 10_000
-    assert fresh > 1000
+    assert fresh > 300
     before, after = load(base).model, load(out).model
     for matrix in (input_embeddings, output_head):
         assert torch.equal(matrix(before).weight, matrix(after).weight[:first])
     assert is_tied(after) == tied
-    write_gguf(out, tmp_path / "a.gguf", "F32")
-    tokens = Tokens(read_vocabulary(tmp_path / "a.gguf"))
+    tokens = Tokens(vocabulary(read_tokenizer(out), after.config.vocab_size, where=name))
     for line in lines[:60]:
         # with a template llama.cpp puts no space before TinyLlama's first word: a plain prompt writes its own
         lead = " " if name == "tinyllama" and not line.startswith(" ") else ""
