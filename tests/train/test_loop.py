@@ -224,8 +224,8 @@ class Overflowing(Forward):
     most = 2.0**14
     scales: list[float]
 
-    def backward(self, micro: Any, *, scale: Any, following: Any = None) -> torch.Tensor:
-        loss = super().backward(micro, scale=scale, following=following)
+    def backward(self, micro: Any, *, scale: Any, following: Any = None, **others: Any) -> torch.Tensor:
+        loss = super().backward(micro, scale=scale, following=following, **others)
         self.scales.append(scale)
         if scale * sum(piece.weight for piece in micro) > self.most:
             next(p for p in self.model.parameters() if p.grad is not None).grad.fill_(float("inf"))

@@ -208,8 +208,8 @@ def test_settings_reach_the_forward_pass_and_the_batches(
             seen.update(named)
             super().__init__(model, **named)
 
-    def batches(*args: Any) -> Batches:
-        made = Batches(*args)
+    def batches(*args: Any, **named: Any) -> Batches:
+        made = Batches(*args, **named)
         seen["micro_tokens"] = made.micro_tokens
         return made
 

@@ -25,8 +25,8 @@ class Poisoned(Forward):
     gradients: bool
     loop: Any
 
-    def backward(self, micro: Any, *, scale: Any, following: Any = None) -> torch.Tensor:
-        loss = super().backward(micro, scale=scale, following=following)
+    def backward(self, micro: Any, *, scale: Any, following: Any = None, **others: Any) -> torch.Tensor:
+        loss = super().backward(micro, scale=scale, following=following, **others)
         step = type(self).loop.state.step + 1
         if step not in self.bad:
             return loss

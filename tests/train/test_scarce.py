@@ -28,8 +28,8 @@ class Scarce(Forward):
     error: BaseException = MemoryError()
     tried: list[int]
 
-    def backward(self, micro: Any, *, scale: Any, following: Any = None) -> torch.Tensor:
-        loss = super().backward(micro, scale=scale, following=following)
+    def backward(self, micro: Any, *, scale: Any, following: Any = None, **others: Any) -> torch.Tensor:
+        loss = super().backward(micro, scale=scale, following=following, **others)
         self.tried.append(size_of(micro))
         if size_of(micro) > self.most:
             raise self.error
