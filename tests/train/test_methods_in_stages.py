@@ -214,7 +214,7 @@ def test_settings_reach_the_forward_pass_and_the_batches(
         return made
 
     monkeypatch.setattr(job, "Forward", Spy)
-    monkeypatch.setattr(job, "Batches", batches)
+    monkeypatch.setattr("metier.train.batches.Batches", batches)
     stage = tune(label_smoothing=0.1, neftune=5.0, gradient_checkpointing=True, micro_batch=64, max_steps=2)
     stage.run(context(tmp_path, base=base, data=examples))
     assert (seen["label_smoothing"], seen["neftune"], seen["checkpointing"], seen["micro_tokens"]) == (
