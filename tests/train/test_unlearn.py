@@ -195,16 +195,16 @@ def test_it_forgets_one_set_and_keeps_the_other(
 
 def test_it_stops_on_general_loss_and_goes_back(tmp_path: Path, taught: Path, folders: dict[str, Path]):
     ctx = context(tmp_path / "run", taught=taught, **folders)
-    stage = unlearn(loss="gradient_difference", max_general_rise=0.02, dev_every=1, learning_rate=1e-2, epochs=20)
+    stage = unlearn(loss="gradient_difference", max_general_rise=0.05, dev_every=1, learning_rate=3e-3, epochs=20)
     metrics = stage.run(ctx)
     rows = [json.loads(line) for line in (ctx.out / "train.jsonl").read_text().splitlines()]
     dev = [row["dev_loss"] for row in rows if "dev_loss" in row]
-    assert dev[-1] > 1.02 * dev[0]
-    assert all(loss <= 1.02 * dev[0] for loss in dev[:-1])
+    assert dev[-1] > 1.05 * dev[0]
+    assert all(loss <= 1.05 * dev[0] for loss in dev[:-1])
     record = json.loads((ctx.out / "about.json").read_text())
-    assert record["saved_step"] == record["steps"] - 1
+    assert record["saved_step"] == record["steps"] - 1 > 0
     assert metrics["steps"] < 60
-    assert f"past 1.02 x the {dev[0]:.4f} at the start; step {record['saved_step']} is kept" in said(
+    assert f"past 1.05 x the {dev[0]:.4f} at the start; step {record['saved_step']} is kept" in said(
         tmp_path / "run", "note"
     )
     loaded = load(ctx.out)
@@ -216,6 +216,14 @@ def test_it_stops_on_general_loss_and_goes_back(tmp_path: Path, taught: Path, fo
     unlearn(max_steps=1).run(again)
     first = json.loads((again.out / "train.jsonl").read_text().splitlines()[0])
     assert first["dev_loss"] == pytest.approx(dev[-2], rel=1e-4)
+
+
+def test_a_model_that_is_left_as_it_was_is_told(tmp_path: Path, taught: Path, folders: dict[str, Path]):
+    ctx = context(tmp_path / "run", taught=taught, **folders)
+    unlearn(loss="gradient_difference", max_general_rise=0.001, learning_rate=0.3).run(ctx)
+    assert json.loads((ctx.out / "about.json").read_text())["saved_step"] == 0
+    assert "so the model is as it was: lower learning_rate" in said(tmp_path / "run", "warning")
+    assert mean_losses(ctx.out, folders["secrets"]) == pytest.approx(mean_losses(taught, folders["secrets"]), abs=1e-3)
 
 
 def test_stopped_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, taught: Path, folders: dict[str, Path]):

@@ -205,7 +205,11 @@ def fit(
             else f"the last {loop.state.dev_since_best} dev losses were not below the {loop.state.best_loss:.4f} of "
             f"step {loop.state.best_step}"
         )
-        events.note(f"stopped after step {loop.state.step} of {total}: {why}")
+        said = f"stopped after step {loop.state.step} of {total}: {why}"
+        if loop.past_limit and loop.state.best_step == 0:
+            events.warning(f"{said}, so the model is as it was: lower learning_rate, or look sooner (dev_every)")
+        else:
+            events.note(said)
     if watch.keep_best or loop.past_limit:
         loop.restore_best()
     return loop.state
