@@ -23,8 +23,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
+# Two processes with one thread each: tests are small, and threads help them little.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: setup
 	$(BIN)/metier run recipes/quickstart.yaml
