@@ -34,12 +34,18 @@ class Row:
 
 
 def hardware() -> str:
-    """The machine in words: processor, cores that this process may use, bf16 unit, memory."""
+    """The machine in words: processor, cores that this process may use, bf16 unit, memory, GPU."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     name = next(line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
     unit = "AMX" if "amx_bf16" in info else "AVX512-BF16" if "avx512_bf16" in info else "no bf16 unit"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {unit}, {memory:.0f} GiB, no GPU"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {unit}, {memory:.0f} GiB, {_gpu()}"
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
 
 
 def write(topic: str, command: str, rows: list[Row]) -> Path:

@@ -10,7 +10,6 @@ Refuses questions that fill a model's context, and an endpoint that does not let
 Costs the model's size in memory, plus the cache of one batch.
 """
 
-import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from metier.engine.remote import RemoteEngine
 from metier.evaluate.held import Held
 from metier.evaluate.trivial import Baseline
 from metier.models.held import load_held
+from metier.models.placed import free, place
 from metier.models.shape import count_parameters
 from metier.text.artifacts import answer_row, answers_path, question_row, write_json, write_jsonl
 from metier.text.nouns import Answer, Question
@@ -91,7 +91,7 @@ def _contender(ctx: Context, one: str | Held | Endpoint, questions: Sequence[Que
         ctx.check_stop()
         with PeakMemory() as memory:
             _ask(ctx, one, name, kept, about, asking, memory)
-        gc.collect()  # a model's modules refer to one another in circles: without this two would be in memory
+        free()
     made = _write(ctx, json.loads(about.read_text(encoding="utf-8")), kept)
     if isinstance(one, Endpoint) and one.prices is not None:
         made.measured["cost"] = one.prices.of(made.measured["tokens_read"], made.measured["tokens_written"])
@@ -115,7 +115,7 @@ def _ask(
         known: Row = {"name": name, "model": one.model, "kind": "endpoint", "endpoint": one.endpoint}
     else:
         model, bits = (one, None) if isinstance(one, str) else (one.model, one.bits)
-        loaded = load_held(ctx.source(model).path, bits)
+        loaded = place(load_held(ctx.source(model).path, bits), ctx.events.warning)
         engine = LocalEngine(loaded, asking, name=name, called=lambda i: f"question {kept.questions[i].id}")
         _warn_of_room(ctx, name, engine.encoded(prompts), loaded.context, asking.max_new_tokens)
         known = {"name": name, "model": model, "kind": "model", "parameters": count_parameters(loaded.model).total}

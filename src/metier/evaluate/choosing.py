@@ -6,11 +6,10 @@
                                      of points of reference id, label and `said`
     files/about.json                 form, prompt, shots, and where the commonest label comes from
 
-A finished contender is kept for a run that goes on later. Models run in float32. Costs the model's size in memory and
-one forward pass of each question.
+A finished contender is kept for a run that goes on later. Models run in float32, on a GPU where there is one with room.
+Costs the model's size in memory and one forward pass of each question.
 """
 
-import gc
 import json
 import shutil
 from collections import Counter
@@ -25,6 +24,7 @@ from metier.core.stage import Context
 from metier.engine.likelihood import Fork, fork_logprobs
 from metier.evaluate.answering import stopper
 from metier.models.load import Loaded, load
+from metier.models.placed import free, place
 from metier.models.shape import count_parameters
 from metier.text.artifacts import question_row, write_json, write_jsonl
 from metier.text.chat import encode_choices, prompt_choices
@@ -100,11 +100,11 @@ def select(ctx: Context, names: Sequence[str], folds: Sequence[Sequence[Item]], 
     found: list[Row] = []
     for name, fold in zip(names, folds, strict=True):
         ctx.check_stop()
-        loaded = load(ctx.source(name).path)
+        loaded = place(load(ctx.source(name).path), ctx.events.warning)
         rows = choose(loaded, fold, how, name=name, warn=ctx.events.warning, should_stop=stopper(ctx))
         found.append({"model": name, "n": len(rows), "accuracy": _accuracy(rows)})
         del loaded
-        gc.collect()
+        free()
         ctx.events.progress("selection", len(found), len(names), unit="models")
     best = max(found, key=lambda one: one["accuracy"])
     write_json(ctx.out / "selection.json", {"selected": best["model"], "folds": found})
@@ -153,7 +153,7 @@ def _contender(ctx: Context, name: str, items: Sequence[Item], how: How) -> Row:
         ctx.check_stop()
         kept.parent.mkdir(parents=True, exist_ok=True)
         rows, made = _choose(ctx, name, items, how)
-        gc.collect()  # as in `answer`: two models would be in memory
+        free()
         write_jsonl(kept, rows)
         write_json(aside := about.with_suffix(".aside"), made)
         aside.replace(about)
@@ -164,7 +164,7 @@ def _contender(ctx: Context, name: str, items: Sequence[Item], how: How) -> Row:
 
 def _choose(ctx: Context, name: str, items: Sequence[Item], how: How) -> tuple[list[Row], Row]:
     with PeakMemory() as memory:
-        loaded = load(ctx.source(name).path)
+        loaded = place(load(ctx.source(name).path), ctx.events.warning)
         watch = Stopwatch()
         rows = choose(
             loaded,

@@ -118,9 +118,10 @@ class Harness(Stage):
     def _run(self, ctx: Context, name: str, folder: Path) -> Row:
         """What the harness says of one contender."""
         from metier.models.load import load
+        from metier.models.placed import place
 
         ctx.events.note(f"{name}: lm-evaluation-harness runs {', '.join(self.tasks)}")
-        loaded = load(ctx.source(name).path)
+        loaded = place(load(ctx.source(name).path), ctx.events.warning)
         loaded.model.register_forward_pre_hook(lambda *_: ctx.check_stop())  # the harness has no place to ask
         try:
             with contextlib.chdir(folder), _quiet():

@@ -4,7 +4,6 @@ For each question: the probability of its answer, of wrong answers and (where da
 the answer can be extracted, and what the model says. Answers are read with the token that ends the turn, as trained.
 """
 
-import gc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -111,8 +110,10 @@ def know(
         else:
             ctx.check_stop()
             kept.parent.mkdir(parents=True, exist_ok=True)
+            from metier.models.placed import free
+
             found, cost = _know(ctx, name, model, bits, sets, wrong, asking)
-            gc.collect()
+            free()
             write_json(timing, cost)
             write_jsonl(kept, found)
         rows += read_jsonl(kept)
@@ -131,13 +132,14 @@ def _know(
     asking: Asking,
 ) -> tuple[list[Row], Row]:
     from metier.models.held import load_held
+    from metier.models.placed import place
 
     watch = Stopwatch()
     rows: list[Row] = []
     with PeakMemory() as memory:
-        loaded = load_held(ctx.source(model).path, bits)  # type: ignore[arg-type]
-        for place, (step, questions) in enumerate(sets.items()):
-            metrics = (OF_FORGET, OF_RETAIN, ())[min(place, 2)]
+        loaded = place(load_held(ctx.source(model).path, bits), ctx.events.warning)  # type: ignore[arg-type]
+        for number, (step, questions) in enumerate(sets.items()):
+            metrics = (OF_FORGET, OF_RETAIN, ())[min(number, 2)]
             said = _said(ctx, loaded, f"{name} answers {step}", questions, asking)
             read = _read(ctx, loaded, f"{name} reads {step}", questions, wrong[step], asking)
             for question, text, own in zip(questions, said, read, strict=True):

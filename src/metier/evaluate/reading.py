@@ -8,7 +8,6 @@ for a tokenizer without one, the end token) is what the first token follows.
 Documents are resampled whole. Refuses empty documents and a model whose loss is not finite.
 """
 
-import gc
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +19,7 @@ from metier.engine.local import document_nll
 from metier.evaluate.answering import stopper
 from metier.evaluate.table import CLEAN, Column, Row
 from metier.models.load import Loaded, load
+from metier.models.placed import free, place
 from metier.text.artifacts import answers_path, read_jsonl, write_json, write_jsonl
 from metier.text.chat import encode_reading
 from metier.text.nouns import Document
@@ -49,7 +49,7 @@ def read_all(
             ctx.check_stop()
             kept.parent.mkdir(parents=True, exist_ok=True)
             found, cost = _read(ctx, name, texts, window=window, stride=stride)
-            gc.collect()
+            free()
             write_json(timing, cost)
             write_jsonl(kept, found)
         rows += read_jsonl(kept)
@@ -91,7 +91,7 @@ def _read(
     watch = Stopwatch()
     rows: list[Row] = []
     with PeakMemory() as memory:
-        loaded = load(ctx.source(name).path)
+        loaded = place(load(ctx.source(name).path), ctx.events.warning)
         for group, documents in texts.items():
             ids = [encode_reading(loaded.tokenizer, document.text) for document in documents]
             _warn_of_unknown(ctx, name, group, loaded, ids)

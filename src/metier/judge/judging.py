@@ -10,7 +10,6 @@ What a judge said is kept in the step's scratch as it comes (`asking`). Before t
 every answer fits every judge that runs here. Costs the largest judge's size in memory.
 """
 
-import gc
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from metier.judge.summing import good_shares, summary
 from metier.measure.metrics.interface import Answered
 from metier.measure.metrics.similarity import semantic
 from metier.models.load import load, read_config, read_tokenizer
+from metier.models.placed import free, place
 from metier.text.artifacts import write_json, write_jsonl
 from metier.text.nouns import Answer, Question
 
@@ -126,7 +126,7 @@ def _judge(
     kept = Lines(ctx.scratch / "asked" / f"{name.replace('/', '--')}.jsonl")
     with PeakMemory() as memory:
         about, spent = _ask(stage, ctx, one, name, sheet, kept)
-    gc.collect()  # a model's modules refer to one another in circles: without this two would be in memory
+    free()
     results = [kept.rows[request.key] | {"case": request.case, "again": request.again} for request in sheet.requests()]
     by_case: dict[int, list[Row]] = defaultdict(list)
     for row in results:
@@ -177,7 +177,7 @@ def _ask(
         ctx.events.note(f"{name}: all verdicts kept from the run before")
         return about, {}
     requests = sheet.requests()
-    loaded = load(ctx.source(one.model).path, dtype=getattr(torch, one.dtype))
+    loaded = place(load(ctx.source(one.model).path, dtype=getattr(torch, one.dtype)), ctx.events.warning)
     called = [f"question {sheet.cases[r.case].id}, answer of {sheet.cases[r.case].contender}" for r in requests]
     engine = LocalEngine(loaded, Asking(1), name=name, called=called.__getitem__)
     ask_all(ctx, name, engine, sheet, kept)

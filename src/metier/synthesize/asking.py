@@ -265,9 +265,10 @@ def _engine(stage: "Synthesize", ctx: Context) -> Engine:
         return engine
     from metier.engine.here import LocalEngine
     from metier.models.load import load
+    from metier.models.placed import place
     from metier.text.prompts import use_template
 
     name = teacher_name(stage)
-    loaded = load(ctx.source(name).path)
+    loaded = place(load(ctx.source(name).path), ctx.events.warning)
     use_template(loaded.tokenizer, ask.prompt)
     return LocalEngine(loaded, asking, name=name, called=lambda _: f"a passage of {stage.documents} and its prompt")

@@ -119,9 +119,10 @@ def _engines(stage: "Knows", ctx: Context) -> tuple[Engine, Engine]:
     """The model, saying the likeliest, and drawing."""
     from metier.engine.here import LocalEngine
     from metier.models.load import load
+    from metier.models.placed import place
     from metier.text.prompts import use_template
 
-    loaded = load(ctx.source(stage.model).path)
+    loaded = place(load(ctx.source(stage.model).path), ctx.events.warning)
     use_template(loaded.tokenizer, stage.prompt)
     asking = Asking(stage.max_new_tokens, 0.0, 1.0, stage.seed, stage.batch_size)
     drawn = replace(asking, temperature=stage.temperature)

@@ -21,6 +21,7 @@ from metier.core.fingerprint import digest
 from metier.core.stage import Context
 from metier.engine.local import answers
 from metier.models.load import Loaded, load
+from metier.models.placed import place
 from metier.text.artifacts import (
     conversation_row,
     document_row,
@@ -46,7 +47,7 @@ Row = dict[str, Any]
 
 def recall(stage: "Recall", ctx: Context) -> dict[str, float]:
     """Write the documents of a `recall` step. Returns how many there are and how many were left out."""
-    loaded = load(ctx.source(stage.model).path)
+    loaded = place(load(ctx.source(stage.model).path), ctx.events.warning)
     said = _say(stage, ctx, loaded, [_opening(loaded)] * stage.count, "texts")
     rows: list[Row] = []
     rejects: list[Row] = []
@@ -63,7 +64,7 @@ def recall(stage: "Recall", ctx: Context) -> dict[str, float]:
 
 def rehearse(stage: "Rehearse", ctx: Context) -> dict[str, float]:
     """Write the examples of a `rehearse` step. Returns how many there are and how many were left out."""
-    loaded = load(ctx.source(stage.model).path)
+    loaded = place(load(ctx.source(stage.model).path), ctx.events.warning)
     use_template(loaded.tokenizer, stage.prompt)
     asked = _asked(stage, ctx, loaded)
     said = _say(stage, ctx, loaded, [encode_prompt(loaded.tokenizer, messages) for messages in asked], "answers")

@@ -23,6 +23,8 @@ from typing import Any, Literal
 import torch
 
 from metier.core.errors import InputError
+from metier.models.placed import CPU
+from metier.models.placed import best_device as best_device
 from metier.train.sizes import SHORT_TYPES_FROM
 
 Wanted = Literal["auto", "bf16", "fp16", "fp32"]
@@ -33,7 +35,6 @@ MARGIN = 1.3
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the products that are timed."""
 ENOUGH_SECONDS = 0.1
-CPU = torch.device("cpu")
 
 _DTYPES: dict[Name, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -59,11 +60,6 @@ class Precision:
     def autocast(self) -> AbstractContextManager[Any]:
         """The context that forward passes run in."""
         return nullcontext() if self.name == "fp32" else torch.autocast(self.device.type, dtype=self.dtype)
-
-
-def best_device() -> torch.device:
-    """The first CUDA device where torch has one, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else CPU
 
 
 def choose(wanted: Wanted, *, width: int, device: torch.device = CPU) -> Precision:
