@@ -3,7 +3,7 @@
 From Python: `metier.init`, `metier.run`, `metier.model` (see `metier.api`), which are imported when first used.
 
 Layers, imports only ever pointing right:
-api > cli > report | serve | scale | track > pipeline > recipe > stages
+api > cli > report | serve | scale | track > pipeline > recipe > trial > stages
 > data | tokenizer | synthesize | train | prune | export | evaluate | judge > engine > measure > models > text > core
 """
 

@@ -8,7 +8,7 @@ there, models that cannot be loaded. Loads no model and hashes nothing: an ordin
 import heapq
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from metier.core.explain import validate
 from metier.core.fingerprint import Json
 from metier.core.marked import parse_marked, read_marked
 from metier.core.stage import InputFiles, ModelInput, Needs, Reference, Stage, Where, outside, references
-from metier.models.builtin import BUILTIN, resolve
+from metier.models.builtin import BUILTIN, STAND_INS, resolve
+from metier.trial.reshape import Trial, check_blocks, reshape
 
 Catalogue = Mapping[str, type[Stage]]
 
-TOP_KEYS = ("name", "description", "offline", "steps")
+TOP_KEYS = ("name", "description", "offline", "steps", "variants", "smoke")
 STEP_NAME = r"[a-z0-9][a-z0-9_-]*"
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 FIRST = ("documents", "examples")
@@ -43,7 +44,7 @@ class Recipe:
 
     path: its file, as given. steps: in running order. links: a step's references in field order.
     places: where a value stands, as `file:line` or `--set`, by its path from the top of the recipe. offline: it asks
-    nothing over a connection.
+    nothing over a connection. trial: how it was read.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Recipe:
     links: Mapping[str, tuple[Link, ...]]
     places: Mapping[Where, str]
     offline: bool = False
+    trial: Trial = field(default_factory=Trial)
 
     @property
     def root(self) -> Path:
@@ -81,8 +83,12 @@ class Recipe:
         return {**head, "steps": {name: stage.model_dump(mode="json") for name, stage in self.steps.items()}}
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), catalogue: Catalogue | None = None) -> Recipe:
+def load_recipe(
+    path: Path, overrides: Sequence[str] = (), catalogue: Catalogue | None = None, *, trial: Trial | None = None
+) -> Recipe:
     """Read and check a recipe. overrides: `step.field.sub=value`, the value in YAML. catalogue: kind -> stage.
+
+    trial: read it as one of its variants, or at smoke size; overrides come after that.
 
     Raises RecipeError (or another InputError where a file or model is at fault) naming all that is wrong.
     """
@@ -90,10 +96,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), catalogue: Catalogue 
     marked = read_marked(path)
     places = {where: f"{path}:{line}" for where, line in marked.lines.items()}
     _check_top(marked.value, places)
+    trial = trial or Trial()
+    reshape(marked.value, trial, path.absolute().parent, places)
+    if errors := [error for name in marked.value["steps"] for error in _check_name(name, places)]:
+        raise together(errors)
     for override in overrides:
         _override(marked.value["steps"], override, places)
     steps = _build_steps(marked.value["steps"], stages, places)
-    offline = bool(marked.value.get("offline", False))
+    offline = bool(marked.value.get("offline", False)) or trial.smoke
     if offline:
         _refuse_outside(steps, places)
     links = _wire(steps, path.absolute().parent, stages, places)
@@ -106,6 +116,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), catalogue: Catalogue 
         {name: links[name] for name in order},
         places,
         offline,
+        trial,
     )
 
 
@@ -156,9 +167,34 @@ def schema(catalogue: Catalogue | None = None) -> dict[str, Any]:
                 "propertyNames": {"pattern": f"^{STEP_NAME}$"},
                 "additionalProperties": step,
             },
+            "variants": {
+                "type": "object",
+                "description": "Other settings under a name, for `--variant NAME`.",
+                "additionalProperties": {**_block(), "properties": {**_block()["properties"], **_more()}},
+            },
+            "smoke": {"description": "What `--smoke` changes.", **_with_models()},
         },
         "$defs": definitions["$defs"],
     }
+
+
+def _block() -> dict[str, Any]:
+    """The schema of what differs: fields by step, null where one is taken out."""
+    fields = {"type": ["object", "null"], "description": "Fields that differ, each as a whole; null takes one out."}
+    steps = {"type": "object", "description": "Steps that differ, by name.", "additionalProperties": fields}
+    return {"type": "object", "additionalProperties": False, "properties": {"steps": steps}}
+
+
+def _with_models() -> dict[str, Any]:
+    block = _block()
+    stand_ins = {"enum": sorted({*BUILTIN, *STAND_INS})}
+    models = {"type": "object", "description": "Stand-ins by model.", "additionalProperties": stand_ins}
+    return {**block, "properties": {"models": models, **block["properties"]}}
+
+
+def _more() -> dict[str, Any]:
+    text = {"type": "string", "description": "What the variant is for, instead of the recipe's own description."}
+    return {"description": text, "smoke": {"description": "As `smoke`, after it.", **_with_models()}}
 
 
 def _require_kind(definitions: dict[str, Any], ref: str) -> None:
@@ -221,6 +257,7 @@ def _check_top(value: Json, places: Mapping[Where, str]) -> None:
         )
     if isinstance(steps, dict):
         errors += [error for name in steps for error in _check_name(name, places)]
+    errors += check_blocks(value, places)
     if errors:
         raise together(errors)
 
@@ -241,7 +278,7 @@ def _check_name(name: str, places: Mapping[Where, str]) -> Iterator[RecipeError]
     if not re.fullmatch(STEP_NAME, name):
         cure = "use small letters, digits, '-' and '_', and begin with a letter or digit"
         yield _error(places, ("steps", name), "not a name for a step", name, cure)
-    if name in BUILTIN:
+    if name in BUILTIN or name in STAND_INS:
         cure = f"rename the step, so that {name!r} goes on meaning the built-in model"
         yield _error(places, ("steps", name), "a step may not have the name of a built-in model", name, cure)
 

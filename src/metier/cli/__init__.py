@@ -45,6 +45,12 @@ KeepGoing = Annotated[
     bool, typer.Option("--keep-going", "-k", help="Read all files before saying what is wrong in them.")
 ]
 OnlyStep = Annotated[str | None, typer.Option("--only", metavar="STEP", help="Only this step and those that it needs.")]
+Variant = Annotated[
+    str | None, typer.Option("--variant", metavar="NAME", help="One of the recipe's variants, such as best.")
+]
+Smoke = Annotated[
+    bool, typer.Option("--smoke", help="Every step, small: a stand-in for each model, no network, results of its own.")
+]
 STORE = Path(".metier")
 OUT = Path("runs")
 
@@ -67,14 +73,17 @@ def plan(
     store: StoreFolder = STORE,
     only: OnlyStep = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="Print the recipe with every default instead.")] = False,
+    variant: Variant = None,
+    smoke: Smoke = False,
 ) -> None:
     """Say what a run would do, and why. Writes no artifact."""
     from metier.cli.plan import show_plan, show_resolved
+    from metier.trial.reshape import Trial
 
     if resolved:
-        show_resolved(recipe, overrides or [])
+        show_resolved(recipe, overrides or [], Trial(variant, smoke))
     else:
-        show_plan(recipe, overrides or [], store, only)
+        show_plan(recipe, overrides or [], store, only, Trial(variant, smoke))
 
 
 @app.command()
@@ -97,15 +106,27 @@ def run(
             "--max-minutes", metavar="N", min=0, help="Stop at a safe point after so long, with exit code 75."
         ),
     ] = None,
+    variant: Variant = None,
+    smoke: Smoke = False,
 ) -> None:
     """Run a recipe: what is made already is kept. Then publish its report. Run it again after a stop: it goes on."""
     from metier.cli.run import Mode, run_recipe
+    from metier.trial.reshape import Trial
 
     if quiet and json:
         raise typer.BadParameter("give --quiet or --json, not both")
     mode: Mode = "quiet" if quiet else "json" if json else "auto"
     run_recipe(
-        recipe, overrides or [], store, out, only, mode, track or [], keep_going=keep_going, max_minutes=max_minutes
+        recipe,
+        overrides or [],
+        store,
+        out,
+        only,
+        mode,
+        track or [],
+        keep_going=keep_going,
+        max_minutes=max_minutes,
+        trial=Trial(variant, smoke),
     )
 
 
@@ -121,23 +142,34 @@ def ablate(
     out: OutFolder = OUT,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and the table's path.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print every event as a line of JSON.")] = False,
+    variant: Variant = None,
+    smoke: Smoke = False,
 ) -> None:
     """Run a recipe without a step, all else from the store, and set the results beside the full run."""
     from metier.cli.ablate import run_ablations
     from metier.cli.run import Mode
+    from metier.trial.reshape import Trial
 
     if quiet and json:
         raise typer.BadParameter("give --quiet or --json, not both")
     mode: Mode = "quiet" if quiet else "json" if json else "auto"
-    run_ablations(recipe, overrides or [], store, out, without or [], mode, each=each)
+    trial = Trial(variant, smoke)
+    run_ablations(recipe, overrides or [], store, out, without or [], mode, each=each, trial=trial)
 
 
 @app.command()
-def status(recipe: RecipeFile, overrides: Overrides = None, store: StoreFolder = STORE) -> None:
+def status(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    store: StoreFolder = STORE,
+    variant: Variant = None,
+    smoke: Smoke = False,
+) -> None:
     """Show what each step last made: when, how long it took, its metrics, and whether it is up to date."""
     from metier.cli.plan import show_status
+    from metier.trial.reshape import Trial
 
-    show_status(recipe, overrides or [], store)
+    show_status(recipe, overrides or [], store, Trial(variant, smoke))
 
 
 @app.command()
@@ -149,11 +181,14 @@ def check(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with more examples, token by token.")
     ] = None,
+    variant: Variant = None,
+    smoke: Smoke = False,
 ) -> None:
     """Check a recipe and all its data, and show which tokens train. Loads no weights, runs no step."""
     from metier.cli.check import check_recipe
+    from metier.trial.reshape import Trial
 
-    check_recipe(recipe, overrides or [], store, keep_going=keep_going, html=html)
+    check_recipe(recipe, overrides or [], store, keep_going=keep_going, html=html, trial=Trial(variant, smoke))
 
 
 @app.command()
@@ -177,11 +212,19 @@ def schema() -> None:
 
 
 @app.command()
-def report(recipe: RecipeFile, overrides: Overrides = None, store: StoreFolder = STORE, out: OutFolder = OUT) -> None:
+def report(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    store: StoreFolder = STORE,
+    out: OutFolder = OUT,
+    variant: Variant = None,
+    smoke: Smoke = False,
+) -> None:
     """Publish the report again from what the store holds."""
     from metier.cli.report import report_again
+    from metier.trial.reshape import Trial
 
-    report_again(recipe, overrides or [], store, out)
+    report_again(recipe, overrides or [], store, out, Trial(variant, smoke))
 
 
 @app.command()

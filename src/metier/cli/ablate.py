@@ -17,6 +17,7 @@ from metier.core.store import Store
 from metier.pipeline import run
 from metier.recipe import load_recipe
 from metier.text.artifacts import write_json
+from metier.trial.reshape import Trial
 
 FILE = "ablations.json"
 HEAD = ("what", "metric", "n", "full", "without", "the step adds", "95 %", "p (Holm)", "without it")
@@ -26,13 +27,21 @@ Row = dict[str, Any]
 
 
 def run_ablations(
-    path: Path, overrides: Sequence[str], store: Path, out: Path, without: Sequence[str], mode: Mode, *, each: bool
+    path: Path,
+    overrides: Sequence[str],
+    store: Path,
+    out: Path,
+    without: Sequence[str],
+    mode: Mode,
+    *,
+    each: bool,
+    trial: Trial | None = None,
 ) -> None:
     """Run the full recipe where that is not done, then without each step, and print and write one table.
 
     Raises RecipeError for a step that cannot be left out, or where none is named.
     """
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, trial=trial)
     if each and without:
         raise RecipeError("--each leaves out every step in turn: name none", where="--without", value=list(without))
     chosen = ablatable(recipe) if each else list(without)

@@ -26,6 +26,7 @@ from metier.evaluate.stage import Answer
 from metier.pipeline import Planned, check, plan
 from metier.recipe import Recipe, load_recipe
 from metier.train.stage import Training
+from metier.trial.reshape import Trial
 
 CHUNK = 1 << 20
 IN_LINES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".text", ".md", ".markdown")
@@ -49,10 +50,16 @@ class Findings:
 
 
 def check_recipe(
-    path: Path, overrides: Sequence[str], store: Path, *, keep_going: bool = False, html: Path | None = None
+    path: Path,
+    overrides: Sequence[str],
+    store: Path,
+    *,
+    keep_going: bool = False,
+    html: Path | None = None,
+    trial: Trial | None = None,
 ) -> None:
     """Check all steps, made or not, and print what was looked at. html: write a page with more examples as well."""
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, trial=trial)
     planned = plan(recipe, Store(store))
     listening = Listening(_display())
     token = KEEP_GOING.set(keep_going)

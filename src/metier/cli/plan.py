@@ -11,15 +11,16 @@ from metier.core.machine import Estimate, Machine
 from metier.core.store import Artifact, Store
 from metier.pipeline import Planned, plan
 from metier.recipe import load_recipe
+from metier.trial.reshape import Trial
 
 COLOURS = {"cached": "green", "will run": "yellow", "up to date": "green", "out of date": "yellow"}
 MOST_PARTS = 4
 """Parts of a step's memory that are named, the largest first."""
 
 
-def show_plan(path: Path, overrides: Sequence[str], store: Path, only: str | None) -> None:
+def show_plan(path: Path, overrides: Sequence[str], store: Path, only: str | None, trial: Trial | None = None) -> None:
     """Print each step, whether it will run, why, how long it took, what training will take and scores can show."""
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, trial=trial)
     planned = plan(recipe, Store(store), only=only)
     rows = [_row(step) for step in planned]
     table(("step", "kind", "state", "last time", "why"), rows, COLOURS)
@@ -65,17 +66,17 @@ def _row(step: Planned) -> tuple[str, str, str, str, str]:
     return step.name, step.kind, state, seconds_text(step.last_seconds), step.why
 
 
-def show_resolved(path: Path, overrides: Sequence[str]) -> None:
+def show_resolved(path: Path, overrides: Sequence[str], trial: Trial | None = None) -> None:
     """Print the recipe as YAML with every default filled in."""
     import yaml
 
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, trial=trial)
     typer.echo(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
-def show_status(path: Path, overrides: Sequence[str], store_folder: Path) -> None:
+def show_status(path: Path, overrides: Sequence[str], store_folder: Path, trial: Trial | None = None) -> None:
     """Print what each step last made."""
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, trial=trial)
     store = Store(store_folder)
     rows = []
     for step in plan(recipe, store):

@@ -12,4 +12,4 @@ def publish_result(recipe: Recipe, artifacts: Mapping[str, Artifact], out: Path)
     from metier.report import publish
 
     result = {name: (stage.model_dump(mode="json"), artifacts[name]) for name, stage in recipe.steps.items()}
-    return publish(result, recipe.name, out / recipe.name, description=recipe.description)
+    return publish(result, recipe.name, out / recipe.name, description=recipe.description, notice=recipe.trial.notice)

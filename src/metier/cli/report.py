@@ -10,11 +10,12 @@ from metier.core.errors import InputError
 from metier.core.store import Store
 from metier.pipeline import plan
 from metier.recipe import load_recipe
+from metier.trial.reshape import Trial
 
 
-def report_again(path: Path, overrides: Sequence[str], store: Path, out: Path) -> None:
+def report_again(path: Path, overrides: Sequence[str], store: Path, out: Path, trial: Trial | None = None) -> None:
     """Publish a recipe whose steps are all made. Raises InputError naming those that are not."""
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, trial=trial)
     planned = plan(recipe, Store(store))
     missing = [step.name for step in planned if step.artifact is None]
     if missing:

@@ -16,6 +16,7 @@ from metier.pipeline import Result, run
 from metier.recipe import Recipe, load_recipe
 from metier.report.partial import PartialBoard
 from metier.track import open_trackers
+from metier.trial.reshape import Trial
 
 Mode = Literal["auto", "quiet", "json"]
 
@@ -31,13 +32,14 @@ def run_recipe(
     *,
     keep_going: bool = False,
     max_minutes: float | None = None,
+    trial: Trial | None = None,
 ) -> None:
     """Run a recipe and publish the report. With `only`, a part is run and nothing published.
 
     track: names of trackers that hear the events too. keep_going: gather the faults of all input files first.
-    max_minutes: stop at a safe point after so long.
+    max_minutes: stop at a safe point after so long. trial: as in `load_recipe`.
     """
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, trial=trial)
     display = make_display(mode)
     _, report = carry_out(
         recipe, store, out, display, only=only, track=track, keep_going=keep_going, max_minutes=max_minutes

@@ -11,7 +11,7 @@ from metier.engine.interface import Asking, Choice, Prompts, Said, Schema, best
 from metier.engine.likelihood import Fork, fork_logprobs
 from metier.engine.local import answers as speak
 from metier.models.load import Loaded
-from metier.text.chat import encode_choices, encode_prompt, prompt_choices
+from metier.text.chat import encode_choices, encode_prompt, encode_reading, prompt_choices
 
 AT_ONCE = 32
 """Prompts whose continuations are read together."""
@@ -20,7 +20,8 @@ AT_ONCE = 32
 class LocalEngine:
     """Answers with a loaded model.
 
-    name: what it is called in errors. called: what a prompt is called in errors, by its index.
+    name: what it is called in errors. called: what a prompt is called in errors, by its index. continuing: answers
+    go on with the text of a prompt's last message as it is, instead of answering it through the chat template.
     """
 
     def __init__(
@@ -30,15 +31,21 @@ class LocalEngine:
         *,
         name: str = "the model",
         called: Callable[[int], str] = lambda index: f"prompt {index}",
+        continuing: bool = False,
     ) -> None:
         self._loaded = loaded
         self._asking = asking
         self._name = name
         self._called = called
+        self._continuing = continuing
 
     def encoded(self, prompts: Prompts) -> list[list[int]]:
         """The prompts as the model reads them. Raises DataError for the first that leaves no room for an answer."""
-        found = [encode_prompt(self._loaded.tokenizer, prompt) for prompt in prompts]
+        tokenizer = self._loaded.tokenizer
+        if self._continuing:
+            found = [encode_reading(tokenizer, prompt[-1].content) for prompt in prompts]
+        else:
+            found = [encode_prompt(tokenizer, prompt) for prompt in prompts]
         for index, ids in enumerate(found):
             if len(ids) >= self._loaded.context:
                 raise self._too_long(index, len(ids), "the question fills")

@@ -53,16 +53,18 @@ def answer_all(
     questions: Sequence[Question],
     asking: Asking,
     baselines: Sequence[Baseline] = (),
+    *,
+    continuing: bool = False,
 ) -> dict[str, float]:
     """Write an `answers` artifact. Returns each contender's share of answers that stop, and tokens an answer.
 
-    baselines: contenders that need no model, with their answers; they come last.
+    baselines: contenders that need no model, with their answers; they come last. continuing: as of `LocalEngine`.
     """
     write_jsonl(ctx.out / "questions.jsonl", map(question_row, questions))
     for one in contenders:
         if isinstance(one, Endpoint):
             RemoteEngine(one, asking).check()
-    finished = [_contender(ctx, one, questions, asking) for one in contenders]
+    finished = [_contender(ctx, one, questions, asking, continuing=continuing) for one in contenders]
     finished += [_trivial(ctx, one, questions) for one in baselines]
     write_json(ctx.out / "contenders.json", [made.contender for made in finished])
     write_json(ctx.measured / "contenders.json", {m.contender["name"]: m.measured for m in finished})
@@ -78,7 +80,9 @@ class _Made:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def _contender(ctx: Context, one: str | Held | Endpoint, questions: Sequence[Question], asking: Asking) -> _Made:
+def _contender(
+    ctx: Context, one: str | Held | Endpoint, questions: Sequence[Question], asking: Asking, *, continuing: bool
+) -> _Made:
     """One contender's answers, as far as they are not there from an earlier run, and its files."""
     name = one if isinstance(one, str) else one.title
     kept = Kept(answers_path(ctx.scratch, name), questions)
@@ -90,7 +94,7 @@ def _contender(ctx: Context, one: str | Held | Endpoint, questions: Sequence[Que
             ctx.events.note(f"{name}: {len(kept.rows)} answers kept from the run before")
         ctx.check_stop()
         with PeakMemory() as memory:
-            _ask(ctx, one, name, kept, about, asking, memory)
+            _ask(ctx, one, name, kept, about, asking, memory, continuing=continuing)
         free()
     made = _write(ctx, json.loads(about.read_text(encoding="utf-8")), kept)
     if isinstance(one, Endpoint) and one.prices is not None:
@@ -106,6 +110,8 @@ def _ask(
     about: Path,
     asking: Asking,
     memory: PeakMemory,
+    *,
+    continuing: bool,
 ) -> None:
     """Let the contender answer what is left, and keep each answer."""
     engine: Engine
@@ -116,7 +122,9 @@ def _ask(
     else:
         model, bits = (one, None) if isinstance(one, str) else (one.model, one.bits)
         loaded = place(load_held(ctx.source(model).path, bits), ctx.events.warning)
-        engine = LocalEngine(loaded, asking, name=name, called=lambda i: f"question {kept.questions[i].id}")
+        engine = LocalEngine(
+            loaded, asking, name=name, called=lambda i: f"question {kept.questions[i].id}", continuing=continuing
+        )
         _warn_of_room(ctx, name, engine.encoded(prompts), loaded.context, asking.max_new_tokens)
         known = {"name": name, "model": model, "kind": "model", "parameters": count_parameters(loaded.model).total}
         known |= {} if bits is None else {"bits": bits}

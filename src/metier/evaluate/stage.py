@@ -77,6 +77,9 @@ class Answer(Stage):
     """The step whose conversations are asked; the last message of each is the reference."""
     split: Literal["test", "dev", "train", "refusals_test"] = "test"
     """Which part of the examples to ask. refusals_test: the unsafe and harmless prompts of their `refusals`."""
+    prompt: Literal["chat", "continue"] = "chat"
+    """chat: questions are asked through each model's own template. continue: each is the beginning of a text, put as it
+    is for the model to go on with, as models that have only read are asked."""
     max_new_tokens: int = Field(64, ge=1)
     """An answer is cut after so many tokens."""
     temperature: float = Field(0.0, ge=0)
@@ -103,6 +106,9 @@ class Answer(Stage):
         check_held(self.models)
         for index, one in enumerate(self.models):
             if isinstance(one, Endpoint):
+                if self.prompt == "continue":
+                    what, cure = "an endpoint for chats goes on with no text", "leave it out, or ask with prompt: chat"
+                    raise RecipeError(what, where="prompt", value=one.title, cure=cure)
                 self._check_endpoint(one, f"models.{index}")
         source = sources[self.questions]
         check_split(source, self.split, "questions")
@@ -155,7 +161,8 @@ class Answer(Stage):
         questions = self._ask(ctx.source(self.questions))
         chosen = self._unseen(ctx, [questions[i] for i in spread(len(questions), self.limit)])
         asking = Asking(self.max_new_tokens, self.temperature, self.top_p, self.seed, self.batch_size)
-        return answer_all(ctx, self.models, chosen, asking, self._baselines(ctx, chosen))
+        continuing = self.prompt == "continue"
+        return answer_all(ctx, self.models, chosen, asking, self._baselines(ctx, chosen), continuing=continuing)
 
     def _baselines(self, ctx: Context, questions: list[Question]) -> list[Baseline]:
         """The contenders that need no model, as far as there is what they need."""

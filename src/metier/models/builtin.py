@@ -6,6 +6,7 @@ never goes to the network. Costs a hash of the folder's files, unless the caller
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -18,6 +19,22 @@ from metier.core.stage import Source
 
 BUILTIN: dict[str, Path] = {"seedling": Path(__file__).parent / "seedling"}
 """The models that come with the package, by name."""
+
+STAND_INS: dict[str, str] = {
+    "tiny-llama": "llama",
+    "tiny-gpt2": "gpt2",
+    "tiny-phi3": "phi3",
+    "tiny-gemma": "gemma",
+    "tiny-gemma3": "gemma3_text",
+    "tiny-falcon": "falcon",
+    "tiny-opt": "opt",
+    "tiny-bert": "bert",
+}
+"""Tiny models with random weights for smoke runs (`metier.models.standins`), by name: transformers' name of each's
+architecture. They are made when they are first named, in the folder METIER_CACHE or ~/.cache/metier."""
+CACHE = "METIER_CACHE"
+STAND_INS_FORMAT = "stand-ins-1"
+"""The folder that holds them; another where they would be made differently."""
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -41,8 +58,8 @@ def resolve(ref: str, root: Path, file_digest_of: Callable[[Path], str] = file_d
 
     Raises ModelError where nothing is found or what is found cannot be loaded.
     """
-    if ref in BUILTIN:
-        folder = BUILTIN[ref]
+    if ref in BUILTIN or ref in STAND_INS:
+        folder = BUILTIN[ref] if ref in BUILTIN else stand_in(ref)
         check_folder(folder)
         return Source(ref, (folder,), ref, folder_digest(folder, file_digest_of))
     folder = (root / Path(ref).expanduser()).resolve()
@@ -58,6 +75,17 @@ def resolve(ref: str, root: Path, file_digest_of: Callable[[Path], str] = file_d
             repository = ref.partition("@")[0]
             return Source(ref, (snapshot,), f"{repository}@{snapshot.name}", snapshot.name)
     raise ModelError("there is no such model", value=ref, cure=_cure_for_missing(ref, folder))
+
+
+def stand_in(name: str) -> Path:
+    """The folder of a tiny model; making it, where it is not there yet, takes seconds and torch."""
+    root = Path(os.environ.get(CACHE) or "~/.cache/metier").expanduser().absolute()
+    folder = root / STAND_INS_FORMAT / name
+    if not folder.is_dir():
+        from metier.models.standins import make
+
+        make(STAND_INS[name], folder)
+    return folder
 
 
 def follow(link: str, folder: Path) -> Path:

@@ -246,6 +246,7 @@ class Run:
     steps: tuple[Step, ...]
     answers: tuple[Answers, ...]
     scores: tuple[Scores, ...]
+    notice: str = ""
 
     def step(self, name: str) -> Step | None:
         """The step of that name."""
@@ -286,7 +287,7 @@ class Run:
         return seen
 
 
-def collect(result: Result, recipe: str, description: str = "") -> Run:
+def collect(result: Result, recipe: str, description: str = "", notice: str = "") -> Run:
     """Read all that the report shows. Raises StoreError where an artifact's file is damaged."""
     by_key = {artifact.key: name for name, (_, artifact) in result.items()}
     steps = tuple(_step(name, stage, artifact, result, by_key) for name, (stage, artifact) in result.items())
@@ -296,6 +297,7 @@ def collect(result: Result, recipe: str, description: str = "") -> Run:
         steps,
         tuple(_answers(s) for s in steps if s.produces in ("answers", "choices")),
         tuple(_scores(s) for s in steps if s.produces == "scores"),
+        notice,
     )
 
 

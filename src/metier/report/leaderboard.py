@@ -172,6 +172,7 @@ def as_json(run: Run, board: Board) -> Json:
     return {
         "format": FORMAT,
         "recipe": run.recipe,
+        **({"notice": run.notice} if run.notice else {}),
         "model": final.name if final else None,
         "ranked_by": None
         if board.scores is None

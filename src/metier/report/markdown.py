@@ -61,6 +61,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: int = 99
 def as_markdown(run: Run, board: Board) -> str:
     """The whole document."""
     parts = [f"# {plain(run.recipe)}: report", plain(run.description)]
+    parts += [f"**{plain(run.notice)}**"] if run.notice else []
     found = outcome(run, board)
     parts += _outcome(found) if found else []
     sentences = sections.headline(run, board)

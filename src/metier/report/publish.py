@@ -35,13 +35,14 @@ from metier.report.synthesized import page_of
 from metier.report.writing import write_whole
 
 
-def publish(result: Result, recipe: str, out: Path, *, description: str = "") -> Path:
+def publish(result: Result, recipe: str, out: Path, *, description: str = "", notice: str = "") -> Path:
     """Publish a run's artifacts into `out`, and return the path of the report.
 
     result: step name -> (its stage as a dict with defaults, its artifact), in the recipe's order. description: the
-    recipe's own. Raises StoreError where an artifact's file is damaged; then nothing in `out` has changed.
+    recipe's own. notice: what has to be known before anything in it is believed. Raises StoreError where an artifact's
+    file is damaged; then nothing in `out` has changed.
     """
-    run = collect(result, recipe, description)
+    run = collect(result, recipe, description, notice)
     board = rank(run)
     page, document, sheet = render(run, board), as_markdown(run, board), leaderboard_csv(run, board)
     pairs = {page_of(step): render_pairs(run, step) for step in run.steps if step.data and step.data.synthesis}

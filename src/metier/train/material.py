@@ -5,11 +5,13 @@ train on, naming some. Costs about a second per million tokens.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from metier.core.errors import DataError
 from metier.core.events import Events
@@ -67,13 +69,41 @@ def documents(
     events: Events,
     check_stop: Callable[[], None],
     cache: Path,
+    stream: bool = False,
 ) -> Material:
-    """The documents of an artifact: every token but the first is a target. cache: where token ids are kept."""
+    """The documents of an artifact: every token but the first is a target. cache: where token ids are kept.
+
+    stream: those to train on come one behind the other, as one text that is cut every `block_size` tokens. Raises
+    DataError where their sources have weights: what is one text has no parts.
+    """
     read = partial(_shards, folder, DocumentEncoder(tokenizer), cache=cache, events=events, check_stop=check_stop)
     train = read("train")
     labels = _labels(train)
     _check_labels(labels, max_masked=1.0, where="documents", events=events)
-    return _material(folder, train, read, dev="heldout", block_size=block_size, labels=labels)
+    material = _material(folder, train, read, dev="heldout", block_size=block_size, labels=labels)
+    if not stream:
+        return material
+    if material.domains:
+        cure = "leave out `packing: stream`, or the sources' weights"
+        raise DataError(
+            "sources with weights are mixed piece by piece, which one stream has not", where="packing", cure=cure
+        )
+    streams = (tuple(streamed(read(name), block_size)) for name in ("train", "replay"))
+    return replace(material, pieces=next(streams), replay=next(streams))
+
+
+def streamed(shards: Shards, block_size: int) -> Iterator[Piece]:
+    """All rows, in their order, as one sequence that is cut every so many tokens; each part opens with the last token
+    before it, so that every token is predicted once."""
+    rows = [piece.ids for _, piece in shards.pieces()]
+    if not rows:
+        return
+    ids = np.concatenate(rows)
+    for number, at in enumerate(range(0, max(1, len(ids) - 1), block_size - 1)):
+        part = ids[at : at + block_size]
+        targets = np.ones(len(part), np.bool_)
+        targets[:1] = False
+        yield Piece(f"stream-{number}", part, targets)
 
 
 def examples(

@@ -94,7 +94,9 @@ def _packed(
 ) -> Reading:
     """Documents in blocks that are full but for a little."""
     tokens = rows.count / (1 - share) * sum(size for size, _ in kept) / len(kept)
-    parts = [part for size, _ in kept for part in _split(size, length)]
+    stream = getattr(stage, "packing", "documents") == "stream"
+    whole = [tokens] if stream else [size for size, _ in kept]
+    parts = [part for size in whole for part in _split(size, length)]
     return _of(
         stage,
         tokens=tokens,

@@ -307,6 +307,10 @@ class Pretrain(Training):
     """The step whose documents to read; its held-out ones give the dev loss."""
     block_size: int | None = Field(None, ge=16)
     """Tokens a block; longer documents go on in the next. Left out: the model's context, at most 1024."""
+    packing: Literal["documents", "stream"] = "documents"
+    """documents: blocks are filled with whole documents, as well as they fit, none of which sees another. stream: the
+    documents follow one another as one text that is cut every block_size tokens, across documents, as many scripts do
+    it; a token then sees what happens to stand before its document."""
 
     def material(self, tokenizer: "Tokenizer", length: int, ctx: Context) -> "Material":
         """The documents, split at the block size."""
@@ -319,6 +323,7 @@ class Pretrain(Training):
             events=ctx.events,
             check_stop=ctx.check_stop,
             cache=cache_of(ctx),
+            stream=self.packing == "stream",
         )
 
 
