@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tools.specialists import medication, pharma, pubmedqa, sleep
+from tools.specialists import marine_biology, medication, pharma, pubmedqa, sleep
 
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
 MAKERS = {
@@ -10,6 +10,7 @@ MAKERS = {
     "medication": medication.files,
     "sleep-stress": sleep.files,
     "pubmedqa": pubmedqa.files,
+    "marine-biology": marine_biology.files,
 }
 """By folder, what makes its files: their texts by their names."""
 
