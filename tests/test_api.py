@@ -95,6 +95,21 @@ def test_what_is_wrong_is_said_with_its_cure(ran: "metier.Run", place: Path):
         metier.model("nowhere", store=place / "store")
 
 
+def test_a_variant_and_a_smoke_run_are_what_the_command_makes_of_them(place: Path):
+    variants = (
+        "variants: {short-scores: {steps: {scores: {metrics: [rouge_l]}}}}\nsmoke: {steps: {answers: {limit: 2}}}\n"
+    )
+    (place / "varied.yaml").write_text(RECIPE.replace("name: short", "name: varied") + variants)
+    options = {"store": place / "store", "out": place / "runs", "quiet": True}
+    varied = metier.run(place / "varied.yaml", variant="short-scores", **options)
+    assert {row["metric"] for row in varied.scores()} == {"rouge_l"}
+    small = metier.run(place / "varied.yaml", smoke=True, **options)
+    assert small.name == "varied-smoke"
+    assert {row["n"] for row in small.scores(group="all")} == {2}
+    with pytest.raises(InputError, match="no such variant"):
+        metier.run(place / "varied.yaml", variant="best", **options)
+
+
 def test_a_second_run_keeps_all_also_beside_the_main_thread(ran: "metier.Run", place: Path):
     again: list[metier.Run] = []
 

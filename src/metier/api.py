@@ -48,6 +48,8 @@ def run(
     recipe: Place,
     overrides: Sequence[str] = (),
     *,
+    variant: str | None = None,
+    smoke: bool = False,
     store: Place = ".metier",
     out: Place = "runs",
     quiet: bool = False,
@@ -55,16 +57,18 @@ def run(
 ) -> "Run":
     """Run a recipe and publish its report; what the store has already is kept.
 
-    overrides: as after `--set`, such as `"reader.epochs=1"`. quiet: show no progress. max_minutes: stop at a safe point
+    overrides: as after `--set`, such as `"reader.epochs=1"`. variant: one of the recipe's variants. smoke: every step
+    small, a stand-in for each model, no network. quiet: show no progress. max_minutes: stop at a safe point
     after so long. Raises InputError before any model is loaded where the recipe or its data are wrong, Interrupted
     where it was stopped (the kernel's interrupt stops at a safe point, a second one at once): call it again to go on.
     """
     from metier.cli.run import carry_out, make_display
     from metier.recipe import load_recipe
+    from metier.trial.reshape import Trial
 
     if isinstance(overrides, str):
         raise InputError("overrides are a list", where="metier.run", value=overrides, cure=f"write [{overrides!r}]")
-    loaded = load_recipe(Path(recipe), overrides)
+    loaded = load_recipe(Path(recipe), overrides, trial=Trial(variant, smoke))
     display = make_display("quiet" if quiet else "auto")
     result, path = carry_out(loaded, Path(store), Path(out), display, max_minutes=max_minutes)
     assert path is not None  # none only where a part was run

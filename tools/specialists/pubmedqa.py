@@ -56,9 +56,21 @@ RESULTS = {
     ),
 }
 NEW_RESULTS = {
-    "yes": ("By the end, {y} with {x} was far ahead of {usual} (p = {low}).",),
-    "no": ("By the end, {y} with {x} and with {usual} did not differ (p = {high}).",),
-    "maybe": ("By the end, {y} was better on one scale but not on the other, so it stays uncertain.",),
+    "yes": (
+        "By the end, {y} with {x} was far ahead of {usual}.",
+        "Those who were given {usual} fell behind in {y}.",
+        "The score of {y} went up and stayed up with {x}.",
+    ),
+    "no": (
+        "By the end, {y} with {x} and with {usual} did not differ.",
+        "{x} left {y} as it had been.",
+        "The scores of {y} were equal in both groups.",
+    ),
+    "maybe": (
+        "By the end, {y} was better on one scale but not on the other.",
+        "Some with {x} gained in {y}, others lost, and the trial was stopped early.",
+        "Whether {y} was better with {x} depended on who counted.",
+    ),
 }
 """Only in the test."""
 ASIDES = (
@@ -127,7 +139,7 @@ def studies() -> tuple[dict[str, Study], list[str], list[list[str]]]:
         for number in range(trained + tested):
             part = "train" if number < trained else "test"
             x, y = places.pop()
-            new = part == "test" and number % 4 == 0
+            new = part == "test" and number % 2 == 0
             made.append((part, study(x, y, rng.choice(who), decision, rng, new=new)))
     rng.shuffle(made)
     ids = [f"made-up-{number:03d}" for number in range(len(made))]
