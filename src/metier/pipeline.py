@@ -20,7 +20,8 @@ from metier.core.fingerprint import FileDigests, Json, digest
 from metier.core.machine import FILE, remember
 from metier.core.measure import PeakMemory, Stopwatch, machine, now, versions
 from metier.core.stage import KEEP_GOING, STOP, Context, InputFiles, Reference, Source, Stage, identity, stop_if_asked
-from metier.core.store import Artifact, Key, Store, Workspace
+from metier.core.store import Artifact, Key, Store
+from metier.core.team import Helpers
 from metier.data.files import how_read
 from metier.models.lock import pin, read_lock, resolve_pinned
 from metier.recipe import Link, Recipe
@@ -255,18 +256,20 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     only: str | None = None,
     keep_going: bool = False,
+    helpers: Helpers | None = None,
 ) -> Result:
     """Make what is missing, in order. A run that was stopped goes on from here when called again.
 
     listeners: hear every event (`run_started`, then each step's, then `run_finished`). stop: asked between steps, by
     the stages in their loops, and while inputs are hashed and checked. keep_going: gather the faults of all input files
-    first. Raises InputError before anything is written where the input of any step is bad, Interrupted where `stop`
-    said so, and what a failing step raises, its place in the recipe added.
+    first. helpers: other processes, for the steps that several can run. Raises InputError before anything is written
+    where the input of any step is bad, Interrupted where `stop` said so, and what a failing step raises, its place in
+    the recipe added.
     """
     token = STOP.set(stop)
     try:
         with store.guarded():
-            return _run(recipe, store, listeners, stop, only=only, keep_going=keep_going)
+            return _run(recipe, store, listeners, stop, only=only, keep_going=keep_going, helpers=helpers)
     finally:
         STOP.reset(token)
 
@@ -279,9 +282,11 @@ def _run(
     *,
     only: str | None,
     keep_going: bool,
+    helpers: Helpers | None,
 ) -> Result:
     planned = plan(recipe, store, only=only)
-    check(recipe, [step for step in planned if step.state == "run"], keep_going=keep_going)
+    waiting = [step for step in planned if step.state == "run"]
+    check(recipe, waiting, keep_going=keep_going, processes=1 if helpers is None else helpers.size)
     pin(recipe.path, (source for step in planned for source in step.sources.values()))
     whole = Events("", listeners=list(listeners))
     watch = Stopwatch()
@@ -298,28 +303,31 @@ def _run(
                 artifacts[step.name] = step.artifact
                 events.emit("cached", key=str(step.key), metrics=step.artifact.record["metrics"])
             else:
-                artifacts[step.name] = _run_step(recipe, step, store, artifacts, events, stop)
+                artifacts[step.name] = _run_step(recipe, step, store, artifacts, events, stop, helpers)
             store.set_ref(recipe.name, step.name, str(step.key))
     whole.emit("run_finished", recipe=recipe.name, seconds=round(watch.seconds, 3))
     return Result(recipe, artifacts, planned)
 
 
-def check(recipe: Recipe, steps: Sequence[Planned], *, keep_going: bool = False) -> None:
+def check(recipe: Recipe, steps: Sequence[Planned], *, keep_going: bool = False, processes: int = 1) -> None:
     """Let every step look at its input. Raises InputError with the faults of all; writes nothing.
 
     keep_going: a step too looks at all of its files before it raises, instead of stopping at the first faulty one.
+    processes: how many are to run the steps that several can run.
     """
     token = KEEP_GOING.set(keep_going or KEEP_GOING.get())
     try:
-        _check(recipe, steps)
+        _check(recipe, steps, processes)
     finally:
         KEEP_GOING.reset(token)
 
 
-def _check(recipe: Recipe, steps: Sequence[Planned]) -> None:
+def _check(recipe: Recipe, steps: Sequence[Planned], processes: int) -> None:
     errors: list[InputError] = []
     for step in steps:
         try:
+            if step.stage.several:
+                step.stage.check_processes(processes)
             step.stage.check(step.sources)
         except InputError as error:
             errors.append(error.within(recipe.where(step.name)))
@@ -346,6 +354,7 @@ def _run_step(
     artifacts: Mapping[str, Artifact],
     events: Events,
     stop: Callable[[], bool],
+    helpers: Helpers | None,
 ) -> Artifact:
     waiting = _Waiting(step.name, events, stop)
     waiting.check_stop()
@@ -357,7 +366,10 @@ def _run_step(
                 return made
             events.path = workspace.events
             sources = _sources_now(recipe, step, artifacts)
-            artifact = store.commit(workspace, _execute(recipe, step, store, workspace, sources, events, stop))
+            ctx = Context(
+                step.name, workspace.files, workspace.measured, workspace.state, events, sources, stop, store.cache
+            )
+            artifact = store.commit(workspace, _execute(recipe, step, ctx, helpers))
             _remember_machine(store, artifact)
             return artifact
     except MetierError as error:
@@ -412,20 +424,14 @@ def _sources_now(recipe: Recipe, step: Planned, artifacts: Mapping[str, Artifact
     }
 
 
-def _execute(
-    recipe: Recipe,
-    step: Planned,
-    store: Store,
-    workspace: Workspace,
-    sources: Mapping[str, Source],
-    events: Events,
-    stop: Callable[[], bool],
-) -> dict[str, Json]:
+def _execute(recipe: Recipe, step: Planned, ctx: Context, helpers: Helpers | None) -> dict[str, Json]:
     """Run the stage in its workspace and return the artifact's record."""
-    ctx = Context(step.name, workspace.files, workspace.measured, workspace.state, events, sources, stop, store.cache)
-    started, watch = now(), Stopwatch()
+    started, watch, events, sources = now(), Stopwatch(), ctx.events, ctx.sources
     events.emit("started", kind=_kind(step.stage), key=str(step.key), why=step.why)
-    with PeakMemory() as memory:
+    with ExitStack() as stack:
+        if helpers is not None and step.stage.several:
+            ctx = stack.enter_context(helpers.together(step.stage, ctx))
+        memory = stack.enter_context(PeakMemory())
         metrics = _checked(step.stage.run(ctx))
     seconds = round(watch.seconds, 3)
     events.emit("finished", metrics=metrics, seconds=seconds, peak_rss_bytes=memory.peak_bytes)

@@ -23,6 +23,7 @@ from metier.train.forward import Forward
 from metier.train.loop import Course, State, Watch, fit
 from metier.train.optimizers import is_hidden_matrix
 from metier.train.precision import Precision, choose
+from metier.train.together import ALONE
 
 HERE = Path(__file__).parent
 
@@ -63,6 +64,7 @@ def run(model: Any, folder: Path, **changes: Any) -> State:
         "events": Events("t"),
         "check_stop": lambda: None,
         "checkpoints": Checkpoints(folder, every_seconds=1e9),
+        "world": ALONE,
     }
     for name, value in changes.items():
         owner = next((o for o, cls in ((course, Course), (watch, Watch)) if name in cls.__dataclass_fields__), None)

@@ -108,6 +108,10 @@ def run(
     ] = None,
     variant: Variant = None,
     smoke: Smoke = False,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", metavar="N", min=1, help="Train with so many processes on this machine."),
+    ] = None,
 ) -> None:
     """Run a recipe: what is made already is kept. Then publish its report. Run it again after a stop: it goes on."""
     from metier.cli.run import Mode, run_recipe
@@ -127,6 +131,7 @@ def run(
         keep_going=keep_going,
         max_minutes=max_minutes,
         trial=Trial(variant, smoke),
+        processes=processes,
     )
 
 

@@ -27,6 +27,7 @@ from metier.core.errors import Interrupted
 from metier.core.events import Events
 from metier.core.fingerprint import Json
 from metier.core.machine import Estimate, Machine
+from metier.core.team import Team
 
 
 class Mark:
@@ -131,7 +132,8 @@ class Context:
 
     out: the artifact's files, deterministic. measured: what depends on clock and machine. scratch: resumable state that
     survives a crash and is deleted on success. sources: every reference of the stage, by its value. cache: what may be
-    deleted at any time and made again, shared by all steps (None: there is none).
+    deleted at any time and made again, shared by all steps (None: there is none). team: this process's place among
+    those that run the step together (None: it runs alone).
     """
 
     step: str
@@ -142,6 +144,7 @@ class Context:
     sources: Mapping[str, Source]
     stop: Callable[[], bool] = field(default=lambda: False)
     cache: Path | None = None
+    team: Team | None = None
 
     def source(self, value: str) -> Source:
         """What the reference written as `value` resolved to."""
@@ -159,16 +162,21 @@ class Stage(Config, ABC):
     """A kind of step. Subclasses give `kind` (a Literal with its default), `produces` and `version`.
 
     produces: the kind of artifact it leaves. version: raised whenever the same config would now produce something else.
+    several: whether several processes can run it together (see `Context.team`).
     """
 
     produces: ClassVar[str]
     version: ClassVar[int] = 1
+    several: ClassVar[bool] = False
 
     def check(self, sources: Mapping[str, Source]) -> None:
         """Look for bad input before any step of the run starts: raises InputError. Loads no weights, writes nothing.
 
         Sources of steps that have not run yet have no paths.
         """
+
+    def check_processes(self, count: int) -> None:
+        """Raise InputError where so many processes cannot share the work evenly."""
 
     def estimate(self, sources: Mapping[str, Source], machine: Machine) -> Estimate | None:  # noqa: ARG002
         """What `run` will take; None for a stage that cannot tell. Reads headers and samples, imports nothing heavy."""

@@ -20,9 +20,14 @@ STOPS = tuple(
 
 def begin() -> None:
     """Call it first in a worker process: it leaves signals to its parent, and ends with it."""
+    leave_signals()
+    Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+
+
+def leave_signals() -> None:
+    """Let the parent alone decide what signals mean."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
-    Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
 
 
 def close(pool: ProcessPoolExecutor) -> None:

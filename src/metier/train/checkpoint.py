@@ -86,6 +86,11 @@ class Checkpoints:
 
         A damaged one is named in a warning and passed over. Raises InputError for one made from something else.
         """
+        step = self.newest(at_most)
+        return None if step is None else self.read(step)
+
+    def newest(self, at_most: int | None = None) -> int | None:
+        """The step of the newest whole one; as `load`."""
         for folder in reversed(self._all()):
             if at_most is not None and _step(folder) > at_most:
                 continue
@@ -93,10 +98,16 @@ class Checkpoints:
             if harm is not None:
                 self.warn(f"{folder} is damaged, so it is not used: {harm}; going on from the one before, if any")
                 continue
-            state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            self._compare(state.pop(MADE_FROM), folder)
-            return load_file(folder / TENSORS), state
+            self._compare(json.loads((folder / STATE).read_text(encoding="utf-8"))[MADE_FROM], folder)
+            return _step(folder)
         return None
+
+    def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and state of the one of that step, which `newest` named."""
+        folder = self.folder / f"{PREFIX}{step}"
+        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        del state[MADE_FROM]
+        return load_file(folder / TENSORS), state
 
     def drop_after(self, step: int) -> None:
         """Delete those of later steps: training goes another way from here."""

@@ -44,6 +44,7 @@ from metier.train.prefix_cache import ROW, Kind, PrefixCache, decide, layout_of,
 from metier.train.scarce import MemoryRanOut, ran_out
 from metier.train.schedule import DECAY
 from metier.train.stage import SAME_VOCABULARY, Training, check_teacher, context_of
+from metier.train.together import World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -69,7 +70,7 @@ def train(stage: Training, ctx: Context) -> Mapping[str, float]:
     try:
         return _train(stage, ctx)
     except MemoryRanOut as error:
-        error.cure = cheaper(stage, ctx.sources, machine_for(choose_once(stage, ctx).precision))
+        error.cure = cheaper(stage, ctx.sources, machine_for(choose_once(stage, ctx).precision, World.of(ctx.team)))
         raise
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
@@ -92,9 +93,10 @@ def _train(stage: Training, ctx: Context) -> Mapping[str, float]:
     extension = read_extension(folder)
     if stage.method == "rows" and extension is not None and not extension.count:
         return _nothing_new(stage, ctx, folder, tokenizer)
-    chosen = choose_once(stage, ctx)
+    world = World.of(ctx.team, 1 if stage.micro_batch is not None else stage.accumulation)
+    chosen = world.in_turn(lambda: choose_once(stage, ctx))
     precision = chosen.precision
-    check_memory(stage, ctx.sources, machine_for(precision))
+    check_memory(stage, ctx.sources, machine_for(precision, world))
     with ExitStack() as stack:
         memory = stack.enter_context(PeakMemory())
         model = load_base(stage, folder, precision)
@@ -104,7 +106,10 @@ def _train(stage: Training, ctx: Context) -> Mapping[str, float]:
             cast_((p for p in model.parameters() if not p.requires_grad), precision.dtype)
         check_exact(model, material.pieces, precision)
         _announce(stage, ctx, model, parameters, precision)
-        state = _fit(stage, ctx, model, material, chosen, length)
+        _announce_processes(stage, ctx, model, world)
+        state = _fit(stage, ctx, model, material, chosen, length, world)
+        if not world.first:
+            return {}
         if isinstance(stage.method, LoraMethod):
             save_adapter(adapted.eval(), tokenizer, ctx.out, base=ctx.source(stage.model).link)
         elif stage.method == "rows":
@@ -136,7 +141,8 @@ def choose_once(stage: Training, ctx: Context) -> Chosen:
         return Chosen(precision, kept["micro_tokens"])
     precision = choose(stage.precision, width=width, device=best_device())
     wanted = stage.micro_batch
-    chosen = Chosen(precision, micro_tokens(stage, ctx.sources, machine_for(precision)) if wanted == "auto" else wanted)
+    machine = machine_for(precision, World.of(ctx.team))
+    chosen = Chosen(precision, micro_tokens(stage, ctx.sources, machine) if wanted == "auto" else wanted)
     write_json(
         path,
         {
@@ -204,10 +210,11 @@ def _to_int8(layer: nn.Module) -> nn.Module:
     return Int8Linear(as_linear(layer))
 
 
-def machine_for(precision: Precision) -> Machine:
-    """This machine with the memory that is free now, on the device that training will run on."""
+def machine_for(precision: Precision, world: World) -> Machine:
+    """This machine with the memory that a process may take now, on the device that training will run on."""
     device = precision.device
-    free = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+    cuda = device.type == "cuda"  # each process has a GPU for itself
+    free = float(torch.cuda.mem_get_info(device)[0]) if cuda else free_memory() / world.local_size
     return Machine(free, device.type, precision.name)
 
 
@@ -230,8 +237,26 @@ def _announce(
         )
 
 
+def _announce_processes(stage: Training, ctx: Context, model: "PreTrainedModel", world: World) -> None:
+    if world.alone:
+        return
+    ctx.events.note(f"{world.size} processes train together, {world.local_size} of them on this machine")
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    if not world.whole and (drops or stage.neftune is not None):
+        ctx.events.note(
+            "micro-steps are cut for the processes, so that dropout or noise draws other numbers than with one: with "
+            f"an accumulation that is a multiple of {world.size} and no micro_batch it would draw the same"
+        )
+
+
 def _fit(
-    stage: Training, ctx: Context, model: "PreTrainedModel", material: Material, chosen: Chosen, length: int
+    stage: Training,
+    ctx: Context,
+    model: "PreTrainedModel",
+    material: Material,
+    chosen: Chosen,
+    length: int,
+    world: World,
 ) -> State:
     batches = stage.batches(material, chosen.micro_tokens)
     course = Course(
@@ -261,7 +286,7 @@ def _fit(
         model,
         precision=chosen.precision,
         prefix=prefix,
-        cache=_prefix_cache(stage, ctx, model, material, prefix, micro),
+        cache=_prefix_cache(stage, ctx, model, material, prefix, micro, world),
         label_smoothing=stage.label_smoothing,
         neftune=stage.neftune,
         checkpointing=stage.gradient_checkpointing,
@@ -281,6 +306,7 @@ def _fit(
             ctx.scratch, made_from=made_from(stage, ctx, material, chosen), warn=ctx.events.warning
         ),
         objective=objective,
+        world=world,
     )
 
 
@@ -298,6 +324,7 @@ def made_from(stage: Training, ctx: Context, material: Material, chosen: Chosen)
             "precision": chosen.precision.name,
             "micro_tokens": chosen.micro_tokens,
             "threads": torch.get_num_threads(),
+            **({"processes": ctx.team.size} if ctx.team is not None else {}),
         },
     }
 
@@ -312,7 +339,13 @@ def _code() -> str:
 
 
 def _prefix_cache(
-    stage: Training, ctx: Context, model: "PreTrainedModel", material: Material, prefix: Ids | None, micro: int
+    stage: Training,
+    ctx: Context,
+    model: "PreTrainedModel",
+    material: Material,
+    prefix: Ids | None,
+    micro: int,
+    world: World,
 ) -> PrefixCache | None:
     """Where the output of the frozen lower blocks is kept, if any are and it is read more than once.
 
@@ -324,19 +357,27 @@ def _prefix_cache(
     embeddings = input_embeddings(model).weight
     pieces = (*material.pieces, *material.dev, *material.replay, *material.refusals, *material.retain)
     tokens, width, dtype = room_for(pieces, prefix), embeddings.shape[1], embeddings.dtype
-    path = ctx.scratch / CACHE
-    kind: Kind = stage.prefix_cache
-    if kind == "auto" and path.is_file():
-        kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
-    kind = decide(kind, tokens=tokens, width=width, dtype=dtype, folder=ctx.scratch)
-    write_json(path, {"kind": kind})
+
+    def decided() -> Kind:
+        path, kind = ctx.scratch / CACHE, stage.prefix_cache
+        if kind == "auto" and path.is_file():
+            kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
+        kind = decide(kind, tokens=tokens, width=width, dtype=dtype, folder=ctx.scratch)
+        write_json(path, {"kind": kind})
+        return kind
+
+    kind = world.decide(decided)
     kept = "not kept: it would take" if kind == "off" else "computed once and kept:"
     size = tokens * width * dtype.itemsize
     ctx.events.note(f"the output of the {below} lowest blocks, which are frozen, is {kept} {size / 1e9:.2f} GB")
     if kind == "off":
         return None
     layout = layout_of(pieces, prefix, min(ROW, micro))
-    return PrefixCache(tokens, width, dtype, ctx.scratch if kind == "disk" else None, layout=layout, prefix=prefix)
+    folder = None
+    if kind == "disk":
+        folder = ctx.scratch if world.first else ctx.scratch / f"process-{world.rank}"
+        folder.mkdir(exist_ok=True)
+    return PrefixCache(tokens, width, dtype, folder, layout=layout, prefix=prefix)
 
 
 def _save_whole(stage: Training, ctx: Context, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> None:
@@ -445,5 +486,6 @@ def _write_measured(
             "micro_tokens": chosen.micro_tokens if state.micro_tokens is None else state.micro_tokens,
             "device": str(chosen.precision.device),
             "threads": torch.get_num_threads(),
+            "processes": World.of(ctx.team).size,
         },
     )

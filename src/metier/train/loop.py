@@ -42,6 +42,7 @@ from metier.train.optimizers import Kind, Optimizers
 from metier.train.precision import Precision, gemm_peak
 from metier.train.scarce import Foresight, MemoryRanOut, narrowed, ran_out
 from metier.train.schedule import DECAY, Shape, share_of_peak
+from metier.train.together import ALONE, World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +53,7 @@ FIRST_SCALE = 2.0**16
 """What fp16 losses are multiplied by at first; torch's own choice, like GROWTH."""
 GROWTH = 2000
 PLACE = "place"
+NO_LIMIT = 2**62
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,13 @@ def fit(
     check_stop: Callable[[], None],
     checkpoints: Checkpoints,
     objective: Objective | None = None,
+    world: World = ALONE,
 ) -> State:
     """Train the parameters of `model` that require gradients, in place. Goes on from the newest checkpoint.
 
     model: a plain transformers model, perhaps with adapter layers inside (not the PeftModel around it), whose trained
     parameters are float32. forward: of that model. objective: what is minimised, where that is not the mean loss.
+    world: the processes that do this together, each with the same model and data.
 
     Raises TrainingError where losses or gradients stay bad, or one sample needs too much memory; Interrupted, with the
     state kept, when asked to stop.
@@ -165,10 +169,12 @@ def fit(
     optimizers = Optimizers(
         named, course.optimizer, learning_rate=course.learning_rate, weight_decay=course.weight_decay
     )
-    loop = _Loop(model, forward, named, optimizers, batches, course, watch, precision, events, check_stop, objective)
+    loop = _Loop(
+        model, forward, named, optimizers, batches, course, watch, precision, events, check_stop, objective, world
+    )
     epoch_ends = list(accumulate(batches.count(epoch) for epoch in range(course.epochs)))
     total = epoch_ends[-1] if course.max_steps is None else min(course.max_steps, epoch_ends[-1])
-    kept = checkpoints.load()
+    kept = loop.kept(checkpoints)
     if kept is None:
         loop.save(checkpoints, total, epoch_ends)
     else:
@@ -186,7 +192,7 @@ def fit(
                     break
                 if not loop.train_step(total, epoch_ends):
                     loop.go_back(checkpoints, total, epoch_ends)
-                if checkpoints.due():
+                if world.decide(checkpoints.due):
                     loop.save(checkpoints, total, epoch_ends)
     except Interrupted:
         loop.save(checkpoints, total, epoch_ends)
@@ -230,6 +236,7 @@ class _Loop:
     events: Events
     check_stop: Callable[[], None]
     objective: Objective | None = None
+    world: World = ALONE
     state: State = field(default_factory=State)
     best: dict[str, Tensor] = field(default_factory=dict)
     foresight: Foresight = field(default_factory=Foresight)
@@ -242,6 +249,7 @@ class _Loop:
     def __post_init__(self) -> None:
         if self.precision.scaler:
             self.state.scale = FIRST_SCALE
+        self.foresight.among = self.world.local_size
 
     @cached_property
     def _process(self) -> psutil.Process:
@@ -263,7 +271,7 @@ class _Loop:
 
         Else they are computed as they are asked for: the bits are the same.
         """
-        if total - self.state.step < epoch_ends[0]:
+        if total - self.state.step < epoch_ends[0] or not self.world.alone:  # a process asks for its share alone
             return
         started = time.perf_counter()
         for done, rows in self.forward.fill_cache():
@@ -283,7 +291,7 @@ class _Loop:
             return True
         position = state.step - (epoch_ends[epoch - 1] if epoch else 0)
         window = self._window(epoch, position)
-        self._next = self._window(epoch, position + 1)[0] if state.step + 1 < epoch_ends[epoch] else None
+        self._next = self._first_of(epoch, position + 1) if state.step + 1 < epoch_ends[epoch] else None
         rate = self._rate(state.step, total)
         scaled = state.scale, state.steady
         loss, norm = self._gradients(window)
@@ -360,11 +368,12 @@ class _Loop:
         is trained as it was.
         """
         mishaps, to = self.state.mishaps, back_to(self.state.mishaps)
-        kept = checkpoints.load(at_most=to)
+        kept = self.kept(checkpoints, at_most=to)
         if kept is None:
             raise self.hopeless()
         self.restore(*kept, total, epoch_ends, checkpoints.folder)
-        checkpoints.drop_after(self.state.step)
+        if self.world.first:
+            checkpoints.drop_after(self.state.step)
         self.state.mishaps, self.state.slower_from, self.state.known = mishaps, to, len(mishaps)
         last = mishaps[-1]
         steps = ", ".join(str(one["step"]) for one in mishaps)
@@ -380,9 +389,11 @@ class _Loop:
         if not watch.dev or state.last_dev == state.step or not (regular or state.step in (0, total)):
             return
         self.model.eval()
-        sums = [self._fitting((micro,), self._summed) for micro in watch.dev]
+        several = self.world.size
+        groups = (tuple(watch.dev[start : start + several]) for start in range(0, len(watch.dev), several))
+        sums = [self.world.added(self._fitting(group, self._summed)) for group in groups]
         self.model.train()
-        mean = torch.stack(sums).sum().item() / sum(targets_of(micro) for micro in watch.dev)
+        mean = torch.cat(sums).sum().item() / sum(targets_of(micro) for micro in watch.dev)
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the dev loss is not finite after step {state.step}",
@@ -414,8 +425,18 @@ class _Loop:
 
     def save(self, checkpoints: Checkpoints, total: int, epoch_ends: Sequence[int]) -> None:
         """Keep all of it in a checkpoint."""
-        state = {**asdict(self.state), PLACE: self.place(total, epoch_ends)}
-        checkpoints.save(self.state.step, self.tensors(), state)
+        if self.world.first:
+            state = {**asdict(self.state), PLACE: self.place(total, epoch_ends)}
+            checkpoints.save(self.state.step, self.tensors(), state)
+
+    def kept(
+        self, checkpoints: Checkpoints, at_most: int | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What the newest whole checkpoint holds. Process 0 says which that is, and deletes none that others read."""
+        step = self.world.decide(lambda: checkpoints.newest(at_most))
+        found = None if step is None else checkpoints.read(step)
+        self.world.wait()
+        return found
 
     def place(self, total: int, epoch_ends: Sequence[int]) -> dict[str, Any]:
         """Where in the data and the schedule the run is: what comes next, of how much, and at which learning rate.
@@ -462,6 +483,11 @@ class _Loop:
                     self.optimizers.restore(self.named[name], moment, value)
         self._since = (self.state.tokens, self.state.seconds)
 
+    def _first_of(self, epoch: int, position: int) -> Micro | None:
+        """The first micro-step of a window that this process will compute."""
+        own = self.world.own(self.world.cut(self._window(epoch, position)))
+        return own[0][1] if own else None
+
     def _window(self, epoch: int, position: int) -> Window:
         if self._windows[0] != epoch:
             self._windows = (epoch, self.batches.windows(epoch))
@@ -470,67 +496,103 @@ class _Loop:
     def _gradients(self, window: Window) -> tuple[float, float]:
         """Leave the window's gradients, clipped, in the parameters. Returns its mean loss and their norm before."""
         state = self.state
+        weight = 1.0 if self.objective is not None else sum(weight_of(micro) for micro in window)
         while True:
-            loss, norm = self._fitting(window, self._backward)
+            sums = self._fitting(self.world.cut(window), self._backward)
+            loss = self.world.added(sums).sum() / weight
+            self.world.sum_gradients(self.named)
+            found, norm = self.world.same(torch.stack([loss, self._clipped()]).tolist())
             state.steady += 1
-            if math.isfinite(norm) or not math.isfinite(loss) or state.scale <= 1:
+            if math.isfinite(norm) or not math.isfinite(found) or state.scale <= 1:
                 break
             state.scale, state.steady = state.scale / 2, 0
         if self.precision.scaler and state.steady >= GROWTH:
             state.scale, state.steady = state.scale * 2, 0
-        return loss, norm
+        return found, norm
 
-    def _backward(self, window: Window) -> tuple[float, float]:
+    def _backward(self, window: Window) -> Tensor:
+        """Add the gradients of this process's micro-steps. Returns their losses at their places, (micro-steps,)."""
         weigh = None if self.objective is None else self.objective.of(window)
         weight = sum(weight_of(micro) for micro in window) if weigh is None else 1.0
         self.optimizers.zero_grad()  # also what a stop amid the window left
-        sums = []
-        for index, self._micro in enumerate(window):
-            self.check_stop()
-            torch.manual_seed(_mix(self.course.seed, self.state.step, index))
-            following = window[index + 1] if index + 1 < len(window) else self._next
-            with self.foresight.of(self._micro) if self.precision.device.type == "cpu" else nullcontext():
-                loss = self.forward.backward(
-                    self._micro, scale=self.state.scale / weight, following=following, weigh=weigh
+        own = self.world.own(window)
+        sums = torch.zeros(len(window), device=self.precision.device)
+        for index, (place, micro) in enumerate(own):
+            self._micro = micro
+            self._look()
+            torch.manual_seed(_mix(self.course.seed, self.state.step, place))
+            following = own[index + 1][1] if index + 1 < len(own) else self._next
+            with self.foresight.of(micro) if self.precision.device.type == "cpu" else nullcontext():
+                sums[place] = self.forward.backward(
+                    micro, scale=self.state.scale / weight, following=following, weigh=weigh
                 )
-                sums.append(loss)
         self._micro = ()
-        loss, norm = torch.stack([torch.stack(sums).sum() / weight, self._clipped()]).tolist()
-        return loss, norm
+        return sums
 
     def _summed(self, window: Window) -> Tensor:
-        sums = []
-        for self._micro in window:
-            self.check_stop()
-            sums.append(self.forward.summed_loss(self._micro))
+        """The losses of this process's micro-steps, without gradients, at their places: (micro-steps,)."""
+        sums = torch.zeros(len(window), device=self.precision.device)
+        for place, micro in self.world.own(window):
+            self._micro = micro
+            self._look()
+            sums[place] = self.forward.summed_loss(micro)
         self._micro = ()
-        return torch.stack(sums).sum()
+        return sums
 
-    def _fitting(self, window: Window, work: Callable[[Window], T]) -> T:
-        """`work` on the window; where memory runs out, on the same pieces in smaller micro-steps, from then on too."""
+    def _look(self) -> None:
+        """Stop where that was asked for. Several processes stop together, see `_fitting`."""
+        if self.world.alone:
+            self.check_stop()
+
+    def _asked(self) -> bool:
+        if self.world.alone:
+            return False
+        try:
+            self.check_stop()
+        except Interrupted:
+            return True
+        return False
+
+    def _fitting(self, window: Window, work: Callable[[Window], Tensor]) -> Tensor:
+        """`work` on the window; where memory runs out, on the same pieces in smaller micro-steps, from then on too.
+
+        Several processes then do it again together, and stop together where any of them was asked to.
+        """
         while True:
+            short, said = 0, ""
             try:
-                return work(narrowed(window, self.state.micro_tokens))
+                done = work(narrowed(window, self.state.micro_tokens))
             except (MemoryError, RuntimeError) as error:
                 if not ran_out(error) or not self._micro:
                     raise
                 said = str(error) or type(error).__name__
-            self._narrow(said)  # out here what the failed attempt held is free
+            if said:  # out here what the failed attempt held is free
+                short = self._too_large(said)
+            # the least limit is the largest of their negatives, and none is below all
+            stop, least = self.world.largest(self._asked(), -short if short else -NO_LIMIT)
+            if stop:
+                raise Interrupted("stopped on request", cure="run the same command again: it goes on from here")
+            if least == -NO_LIMIT:
+                return done
+            self._narrow(-least)
 
-    def _narrow(self, said: str) -> None:
+    def _too_large(self, said: str) -> int:
+        """The tokens of a micro-step that may fit. Raises MemoryRanOut where one sample does not."""
         micro, self._micro = self._micro, ()
-        self.optimizers.zero_grad()
-        if self.precision.device.type == "cuda":
-            torch.cuda.empty_cache()
-        size = size_of(micro)
         if len(micro) < 2:
             raise MemoryRanOut(
                 f"memory ran out at step {self.state.step + 1}, on one sample ({micro[0].id})", value=said
             )
-        self.state.micro_tokens = size // 2
+        return size_of(micro) // 2
+
+    def _narrow(self, tokens: int) -> None:
+        self.optimizers.zero_grad()
+        if self.precision.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.state.micro_tokens = tokens
         self.events.warning(
-            f"memory ran out in a micro-step of {size} tokens: they have at most {size // 2} from here on; each step "
-            "has the same samples and gradients as before"
+            f"memory ran out in a micro-step of some {2 * tokens} tokens: they have at most {tokens} from here on; "
+            "each step has the same samples and gradients as before"
         )
 
     def _clipped(self) -> Tensor:
@@ -554,9 +616,7 @@ class _Loop:
         told = {key: row[key] for key in ("epoch", "loss", "learning_rate", "grad_norm", "tokens")}
         measured = {
             "tokens_per_second": round(speed, 1),
-            "utilisation": round(
-                self._flops_a_token() * speed / gemm_peak(self.precision.device, self.precision.dtype), 4
-            ),
+            "utilisation": round(self._flops_a_token() * speed / self._peak(), 4),
             "rss_bytes": self._process.memory_info().rss,
         }
         state.measured.append({"step": state.step, "seconds": round(state.seconds, 3), **measured})
@@ -571,6 +631,10 @@ class _Loop:
             tokens_per_second=measured["tokens_per_second"],
             utilisation=measured["utilisation"],
         )
+
+    def _peak(self) -> float:
+        """What large products reach, all processes together."""
+        return self.world.size * gemm_peak(self.precision.device, self.precision.dtype)
 
     def _flops_a_token(self) -> float:
         """Arithmetic that the last window needed, over its tokens."""

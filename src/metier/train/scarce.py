@@ -46,9 +46,11 @@ def narrowed(window: Window, tokens: int | None) -> Window:
 class Foresight:
     """What micro-steps on a CPU took so far, and whether there is room for a larger one.
 
-    Memory is taken to grow with a micro-step's tokens, as what the first one added to the process shows.
+    Memory is taken to grow with a micro-step's tokens, as what the first one added to the process shows. among: so many
+    processes share what is free.
     """
 
+    among: int = 1
     _before: int = 0
     _a_token: float = 0.0
     _largest: int = 0
@@ -61,7 +63,7 @@ class Foresight:
             self._before = _own()
         elif size > self._largest and len(micro) > 1:
             more = self._a_token * (size - self._largest)
-            if more > free_memory() - _own():
+            if more > (free_memory() - _own()) / self.among:
                 raise MemoryError(f"a micro-step of {size} tokens would take {more / 1e9:.1f} GB more than the last")
         yield
         if size > self._largest:

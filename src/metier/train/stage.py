@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from metier.core.errors import DataError, MissingExtra, ModelError
+from metier.core.errors import DataError, MissingExtra, ModelError, RecipeError
 from metier.core.machine import Estimate, Machine
 from metier.core.stage import Config, Context, FilePattern, ModelRef, Needs, Runtime, Source, Stage
 from metier.models.anatomy import Anatomy, known
@@ -37,6 +37,7 @@ class Training(Stage):
 
     produces: ClassVar[str] = "model"
     version: ClassVar[int] = 2
+    several: ClassVar[bool] = True
     data_field: ClassVar[str]
     dev_split: ClassVar[str]
     length_field: ClassVar[str]
@@ -179,6 +180,21 @@ class Training(Stage):
                 check_teacher(folder, teacher)
         self.check_dev(sources)
         check_memory(self, sources)
+
+    def check_processes(self, count: int) -> None:
+        """Raise RecipeError where the blocks of an optimizer step cannot be dealt out evenly."""
+        blocks = self.batch_size * self.accumulation
+        if blocks % count == 0:
+            return
+        fitting = ", ".join(str(n) for n in range(2, blocks + 1) if blocks % n == 0)
+        run_with = f"run with {fitting} processes, or " if fitting else ""
+        raise RecipeError(
+            f"an optimizer step has {blocks} blocks (batch_size x accumulation), which {count} processes cannot share "
+            "evenly",
+            where="batch_size",
+            value=self.batch_size,
+            cure=f"{run_with}set batch_size or accumulation to a multiple of {count}",
+        )
 
     def check_dev(self, sources: Mapping[str, Source]) -> None:
         """Raise DataError where a dev loss is asked for and a step that has run left nothing to measure it on."""
