@@ -93,24 +93,17 @@ def load_recipe(
     Raises RecipeError (or another InputError where a file or model is at fault) naming all that is wrong.
     """
     stages = catalogue if catalogue is not None else _every_stage()
-    marked = read_marked(path)
-    places = {where: f"{path}:{line}" for where, line in marked.lines.items()}
-    _check_top(marked.value, places)
     trial = trial or Trial()
-    reshape(marked.value, trial, path.absolute().parent, places)
-    if errors := [error for name in marked.value["steps"] for error in _check_name(name, places)]:
-        raise together(errors)
-    for override in overrides:
-        _override(marked.value["steps"], override, places)
-    steps = _build_steps(marked.value["steps"], stages, places)
-    offline = bool(marked.value.get("offline", False)) or trial.smoke
+    value, places = _raw(path, overrides, trial)
+    steps = _build_steps(value["steps"], stages, places)
+    offline = bool(value.get("offline", False)) or trial.smoke
     if offline:
         _refuse_outside(steps, places)
     links = _wire(steps, path.absolute().parent, stages, places)
     order = _order(steps, links, places)
     return Recipe(
-        marked.value["name"],
-        marked.value.get("description", ""),
+        value["name"],
+        value.get("description", ""),
         path,
         {name: steps[name] for name in order},
         {name: links[name] for name in order},
@@ -118,6 +111,25 @@ def load_recipe(
         offline,
         trial,
     )
+
+
+def read_raw(path: Path, overrides: Sequence[str] = (), trial: Trial | None = None) -> tuple[dict[str, Any], Path]:
+    """A recipe's plain value after `trial` and overrides, its steps unchecked, and its folder. Raises RecipeError."""
+    return _raw(path, overrides, trial or Trial())[0], path.absolute().parent
+
+
+def _raw(path: Path, overrides: Sequence[str], trial: Trial) -> tuple[dict[str, Any], dict[Where, str]]:
+    """The value and where each part of it stands."""
+    marked = read_marked(path)
+    places = {where: f"{path}:{line}" for where, line in marked.lines.items()}
+    _check_top(marked.value, places)
+    assert isinstance(marked.value, dict)
+    reshape(marked.value, trial, path.absolute().parent, places)
+    if errors := [error for name in marked.value["steps"] for error in _check_name(name, places)]:
+        raise together(errors)
+    for override in overrides:
+        _override(marked.value["steps"], override, places)
+    return marked.value, places
 
 
 def with_steps(recipe: Recipe, steps: Mapping[str, Stage], catalogue: Catalogue | None = None) -> Recipe:

@@ -211,7 +211,7 @@ def test_stops_when_asked(bench: Bench) -> None:
         ({"sources": [{"path": "a", "fields": {"question": "q"}}]}, "make no form of example"),
         ({"sources": [{"path": "a", "fields": {"question": "q", "answer": " "}}]}, "is blank"),
         ({"dev_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
-        ({"sources": []}, "at least 1 item"),
+        ({"sources": []}, "give `sources` to train on"),
         ({"shuffle": True}, "Extra inputs are not permitted"),
     ],
 )

@@ -112,6 +112,15 @@ def run(
         int | None,
         typer.Option("--processes", metavar="N", min=1, help="Train with so many processes on this machine."),
     ] = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="True sizes, random weights, a few steps: memory and time, measured.")
+    ] = False,
+    tokenizers: Annotated[
+        Path | None, typer.Option("--tokenizers", metavar="DIR", help="Of --rehearse: a folder of tokenizers.")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option("--layers", metavar="N", min=1, help="Of --rehearse: so many, not as many as fit.")
+    ] = None,
 ) -> None:
     """Run a recipe: what is made already is kept. Then publish its report. Run it again after a stop: it goes on."""
     from metier.cli.run import Mode, run_recipe
@@ -119,6 +128,18 @@ def run(
 
     if quiet and json:
         raise typer.BadParameter("give --quiet or --json, not both")
+    if not rehearse and (tokenizers is not None or layers is not None):
+        raise typer.BadParameter("--tokenizers and --layers belong to --rehearse")
+    if rehearse:
+        from metier.cli.rehearse import rehearse_recipe
+
+        if smoke or json or only is not None or track or keep_going or max_minutes is not None or processes:
+            raise typer.BadParameter("--rehearse goes with --set, --variant, --store, --out, --quiet alone")
+        made = rehearse_recipe(
+            recipe, overrides or [], store, out, trial=Trial(variant), tokenizers=tokenizers, layers=layers, quiet=quiet
+        )
+        typer.echo(str(made) if quiet else f"Rehearsal: {made}")
+        return
     mode: Mode = "quiet" if quiet else "json" if json else "auto"
     run_recipe(
         recipe,

@@ -45,7 +45,8 @@ class ExampleSource(Origin):
     """Where examples come from."""
 
     fields: dict[str, str] | None = None
-    """Our field names to those of the rows, where they differ: {question: q, answer: a}."""
+    """Our field names to those of the rows, where they differ: {question: q, answer: a}. Several with ` + ` between
+    them become one text: {answer: final_decision + LONG_ANSWER}."""
 
     @field_validator("fields")
     @classmethod

@@ -43,6 +43,8 @@ SHAPES = (
 EXTRAS = ("id", "group", "system")
 NO_INPUT = "<noinput>"
 """How Alpaca's makers, and some who copied them, write that there is no input."""
+JOINED = " + "
+"""Between the names of fields whose texts are joined to one, as `final_decision + LONG_ANSWER`."""
 NAMES = tuple(dict.fromkeys(name for shape in SHAPES for name in (*shape.needed, *shape.optional)))
 
 
@@ -118,11 +120,19 @@ def rename(row: Row, fields: Mapping[str, str]) -> Row:
     for name, key in fields.items():
         if key in row:
             renamed[name] = row[key]
+        elif all(part in row for part in key.split(JOINED)):
+            renamed[name] = _joined([_text(row, part) for part in key.split(JOINED)])
         elif name not in ("input", "context", *EXTRAS):
             raise Lacking(
                 f"the field {key!r} (for {name}) is missing", sorted(map(str, row)), nearest(key, map(str, row))
             )
     return renamed
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Texts as sentences of one; a blank one makes all of it blank, as it makes the row unusable."""
+    ended = [part if part.endswith((".", "!", "?")) else f"{part}." for part in parts[:-1]]
+    return " ".join([*ended, parts[-1]]) if all(parts) else ""
 
 
 def messages_of(row: Row, shape: Shape) -> tuple[Message, ...] | str:

@@ -266,8 +266,8 @@ class Examples(Gathered):
     measured: ClassVar[tuple[str, ...]] = ("test", "dev")
     known: ClassVar[tuple[By, ...]] = OF_EXAMPLES
 
-    sources: list[ExampleSource] = Field(min_length=1)
-    """The examples to train on."""
+    sources: list[ExampleSource] = Field(default_factory=list)
+    """The examples to train on. None, where the step only holds examples to measure with."""
     dev: list[ExampleSource] = Field(default_factory=list)
     """Examples to choose the best state of training by; none of their questions is trained on."""
     test: list[ExampleSource] = Field(default_factory=list)
@@ -288,6 +288,10 @@ class Examples(Gathered):
 
     @model_validator(mode="after")
     def _leave_some(self) -> "Examples":
+        if not self.sources and not (self.test or self.dev or (self.refusals and self.refusals.test)):
+            raise ValueError("give `sources` to train on, `test` or `dev` to measure with, or both")
+        if not self.sources and (self.replay or self.dev_fraction or self.test_fraction):
+            raise ValueError("`replay`, `dev_fraction` and `test_fraction` have no effect without `sources`")
         if self.dev_fraction + self.test_fraction >= 1:
             raise ValueError(
                 "dev_fraction and test_fraction together leave nothing to train on: keep their sum below 1"
@@ -342,7 +346,7 @@ class Examples(Gathered):
         return parts
 
     def _expected(self, sources: Mapping[str, Source]) -> dict[str, str]:
-        expected = {"train": "sources"}
+        expected = {"train": "sources"} if self.sources else {}
         expected |= _held_out(self, "test", self.test, self.test_fraction)
         expected |= _held_out(self, "dev", self.dev, self.dev_fraction)
         if self.replay and _is_there(self.replay.step, sources):
