@@ -7,13 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from metier.core.errors import InputError
+from metier.core.marked import read_marked
 from metier.core.store import Store
+from metier.data.settings import TextSource
 from metier.pipeline import check, plan
 from metier.recipe import load_recipe
+from metier.trial.reshape import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if ROOT / "recipes/data" not in p.parents)
+SPECIALISTS = ["marine-biology", "medication", "pharma", "pubmedqa", "sleep-stress"]
 SMALL = {
     "reader.max_steps": 2,
     "specialist-adapter.max_steps": 2,
@@ -26,16 +32,50 @@ SMOKE = [word for name, value in SMALL.items() for word in ("--set", f"{name}={v
 
 def test_all_recipes_are_found():
     names = ["methods", "pruning", "quickstart", "refusals", "synthesis", "unlearning"]
-    assert [path.stem for path in RECIPES] == names
+    assert sorted(path.stem for path in RECIPES) == sorted([*names, *SPECIALISTS])
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_and_its_data_are_sound(path: Path, tmp_path: Path):
-    recipe = load_recipe(path)
+def readings() -> list[tuple[Path, Trial]]:
+    """Every recipe in every way that it can be read here: the specialists' models are not here, so theirs are smoke."""
+    found = []
+    for path in RECIPES:
+        smoke = path.stem in SPECIALISTS
+        variants = read_marked(path).value.get("variants") or {}
+        found += [(path, Trial(variant, smoke)) for variant in (None, *variants)]
+    return found
+
+
+@pytest.mark.parametrize(("path", "trial"), readings(), ids=lambda one: getattr(one, "stem", None) or one.suffix)
+def test_recipe_and_its_data_are_sound(path: Path, trial: Trial, tmp_path: Path):
+    recipe = load_recipe(path, trial=trial)
     store = tmp_path / "store"
     check(recipe, plan(recipe, Store(store)))
-    assert recipe.name == path.stem
+    assert recipe.name == path.stem + trial.suffix
     assert not store.exists()
+
+
+def test_every_recipe_was_read_in_every_way():
+    assert len(readings()) == 6 + 5 * 2 + 1  # six as they are; five specialists with their variant; pharma has two
+
+
+@pytest.mark.parametrize("name", SPECIALISTS)
+def test_a_specialist_says_how_its_models_come(name: str):
+    path = ROOT / "recipes" / f"{name}.yaml"
+    with pytest.raises(InputError) as caught:
+        load_recipe(path)
+    assert caught.value.exit_code == 2
+    said = str(caught.value)
+    assert "metier fetch" in said or "no file is there" in said
+    assert f"metier fetch recipes/{name}.yaml" in path.read_text(encoding="utf-8")
+
+
+def test_the_streaming_sources_of_pharma_are_sound_once_pinned(tmp_path: Path):
+    text = (ROOT / "recipes/pharma.yaml").read_text(encoding="utf-8")
+    lines = re.findall(r"^    # (- \{hub: .*)$", text, re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        (source,) = yaml.safe_load(line.replace("COMMIT", "a" * 40))
+        assert TextSource.model_validate(source).hub.streaming
 
 
 def metier(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

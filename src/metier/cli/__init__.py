@@ -157,6 +157,21 @@ def run(
 
 
 @app.command()
+def fetch(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    store: StoreFolder = STORE,
+    variant: Variant = None,
+    look: Annotated[bool, typer.Option("--look", help="Only say what would be fetched, and whether it fits.")] = False,
+) -> None:
+    """Fetch a recipe's models from the hub, once, after looking whether they fit (HF_HUB_OFFLINE=0)."""
+    from metier.cli.fetch import fetch_recipe
+    from metier.trial.reshape import Trial
+
+    fetch_recipe(recipe, overrides or [], store, trial=Trial(variant), only_look=look)
+
+
+@app.command()
 def ablate(
     recipe: RecipeFile,
     without: Annotated[

@@ -85,7 +85,7 @@ def rehearse_recipe(
     value, root = read_raw(path, overrides, trial)
     jobs = rehearsals(value, root)
     models = {job.model: _published(job, root, tokenizers) for job in jobs}
-    place = Rehearsal(out / f"{value['name']}-rehearse", store, tokenizers, layers)
+    place = Rehearsal((out / f"{value['name']}-rehearse").absolute(), store, tokenizers, layers)
     place.work.mkdir(parents=True, exist_ok=True)
     _measure_machine(place)
     known = _known(place)

@@ -224,5 +224,8 @@ def _cure_for_missing(ref: str, folder: Path) -> str:
     if _HUB_ID.fullmatch(ref):
         repository, _, revision = ref.partition("@")
         command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
-        cures.append(f"not in the local Hugging Face cache: download it once with `{command}`")
+        cures.append(
+            "not in the local Hugging Face cache: `metier fetch` looks whether a recipe's models fit here, and fetches "
+            f"them; this one alone comes with `{command}`; `--smoke` needs none"
+        )
     return "; ".join(cures)

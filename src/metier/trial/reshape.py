@@ -211,8 +211,7 @@ def _stand_in(value: Any, models: Mapping[str, str], steps: Mapping[str, Any], r
         return value
     if value in models:
         return models[value]
-    outside = free and value not in steps and _HUB_ID.fullmatch(value) and not (root / value).exists()
-    return STAND_IN if outside else value
+    return STAND_IN if free and _is_hub_id(value, steps, root) else value
 
 
 def _error(
@@ -222,3 +221,28 @@ def _error(
     while known not in places:
         known = known[:-1]
     return RecipeError(what, where=f"{places[known]}: {'.'.join(map(str, where))}", value=value, cure=cure)
+
+
+def outside_models(value: Mapping[str, Any], root: Path) -> list[str]:
+    """The hub ids that a raw recipe names as models, in order, each once. root: the recipe's folder."""
+    steps = value["steps"]
+    found: dict[str, None] = {}
+    for step in steps.values():
+        _gather(step, steps, root, found, free=False)
+    return list(found)
+
+
+def _gather(value: Any, steps: Mapping[str, Any], root: Path, found: dict[str, None], *, free: bool) -> None:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            _gather(one, steps, root, found, free=key in MODEL_FIELDS and "endpoint" not in value)
+    elif isinstance(value, list):
+        for one in value:
+            _gather(one, steps, root, found, free=free)
+    elif isinstance(value, str) and free and _is_hub_id(value, steps, root):
+        found[value] = None
+
+
+def _is_hub_id(value: str, steps: Mapping[str, Any], root: Path) -> bool:
+    """Whether a model's name is an id of the hub, and nothing that is here."""
+    return value not in steps and bool(_HUB_ID.fullmatch(value)) and not (root / value).exists()
