@@ -128,3 +128,18 @@ def test_strange_answers_do_no_harm(going):
     (row,) = going.read()["contenders"]
     assert (row["done"], row["skipped_lines"]) == (1, 1)
     assert (going.out / FILE).stat().st_size < 5000
+
+
+def test_a_step_that_is_through_stays_on_the_board_when_its_files_are_gone(going):
+    board = going.board()
+    going.path("base").write_text("".join(going.line(i, f"word {i}") for i in range(N)))
+    board.hear(going.event("base", N))
+    first = going.read()
+    going.path("base").unlink()  # the scratch of a finished step goes
+    again = going.state / "answers/again.jsonl"
+    again.write_text(going.line(0, "word 0"))
+    going.time += EVERY_SECONDS
+    board.hear({**going.event("base", 1), "step": "sampled", "path": str(again)})
+    assert going.read() == first
+    steps = json.loads((going.out / FILE).read_text())["steps"]
+    assert steps["sampled"]["contenders"][0]["done"] == 1

@@ -234,14 +234,26 @@ def check(
 
 @app.command()
 def init(
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, folders or globs with your texts.")],
+    data: Annotated[
+        list[str] | None, typer.Argument(metavar="DATA...", help="Files, folders or globs with your texts.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The recipe to write.")] = Path("recipe.yaml"),
     model: Annotated[str, typer.Option("--model", help="The model to start from.")] = "seedling",
+    like: Annotated[
+        str | None,
+        typer.Option("--like", metavar="RECIPE", help="Copy a recipe that ships, with its data."),
+    ] = None,
 ) -> None:
-    """Look at your data and write a commented recipe that runs."""
+    """Look at your data and write a commented recipe that runs; or start from one that ships."""
     from metier.cli.init import write_recipe
+    from metier.cli.like import write_like
 
-    write_recipe(data, out, model)
+    if (like is None) == (not data):
+        raise typer.BadParameter("name your data, or a recipe with --like: one of the two")
+    if like is not None:
+        write_like(like, out)
+    else:
+        write_recipe(data or [], out, model)
 
 
 @app.command()

@@ -93,12 +93,14 @@ class PartialBoard:
         self._out, self._recipe, self._stages, self._clock = out, recipe, steps, clock
         self._steps: dict[str, _Step] = {}
         self._last: float | None = None
+        self._now = ""
 
     def hear(self, event: Event) -> None:
         """Look at the answers and write the board, where that is due."""
         if event["event"] != "answers_so_far":
             return
         name = str(event["step"])
+        self._now = name
         step = self._steps.get(name) or self._begin(name, event)
         step.contenders[str(event["contender"])] = step.contenders.get(str(event["contender"])) or Follower(
             Path(str(event["path"]))
@@ -148,14 +150,15 @@ class PartialBoard:
             "recipe": self._recipe,
             "state": "running",
             "note": "Answers are still being made. Order: by the questions that all who have begun have answered.",
-            "steps": {name: self._board(step) for name, step in self._steps.items()},
+            "steps": {name: self._board(step, going=name == self._now) for name, step in self._steps.items()},
         }
         self._out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
         write_whole(self._out / FILE, text)
 
-    def _board(self, step: _Step) -> Json:
-        for name, follower in step.contenders.items():
+    def _board(self, step: _Step, *, going: bool) -> Json:
+        """One step's part. going: its answers are being made; those of a finished step lie no longer where they grew."""
+        for name, follower in step.contenders.items() if going else ():
             try:
                 follower.look(step.questions, step.metrics)
             except OSError as error:
