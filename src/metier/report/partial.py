@@ -157,7 +157,7 @@ class PartialBoard:
         write_whole(self._out / FILE, text)
 
     def _board(self, step: _Step, *, going: bool) -> Json:
-        """A step as it stands. going: its answers are being made; those of a finished one lie no longer where they grew."""
+        """A step as it stands. going: it is being answered; a finished one's files are where they grew no longer."""
         for name, follower in step.contenders.items() if going else ():
             try:
                 follower.look(step.questions, step.metrics)
