@@ -4,6 +4,9 @@ Each case trains a few steps through the real stage, in a process of its own, on
 GPT-2's shapes and on MedQuAD, or on the bundled seedling. What is predicted knows only the files that `metier plan`
 knows. Figures go to `benchmarks/results/training.json`; the bar is 15 %. Needs ../shared; takes about ten minutes, with
 `--at-once N` over several calls.
+
+With `--gpu` other cases run on a GPU, some at a time, and what is compared is what torch allocates there: what the
+CUDA context takes besides is left out of both sides. Takes two minutes and about 80 GB of the GPU's memory.
 """
 
 import argparse
@@ -14,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks import work
 from benchmarks.rows import Row, hardware, write
 from benchmarks.sittings import Kept
 from benchmarks.training import write_section
@@ -65,6 +70,24 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "seedling, LoRA": ("seedling", "tune", {"method": {"lora": {"r": 32, "alpha": 64}}, "batch_size": 32}),
 }
 """By name: the model, the stage, its settings."""
+LONG = {"block_size": 2048, "batch_size": 4}
+GPU_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "22 blocks, full": ("tinyllama-22", "pretrain", LONG),
+    "22 blocks, full, micro-steps left to it": ("tinyllama-22", "pretrain", LONG | {"micro_batch": "auto"}),
+    "22 blocks, full, two micro-steps": ("tinyllama-22", "pretrain", LONG | {"accumulation": 2}),
+    "22 blocks, full, checkpointing": ("tinyllama-22", "pretrain", LONG | {"gradient_checkpointing": True}),
+    "22 blocks, full, 8-bit AdamW": ("tinyllama-22", "pretrain", LONG | {"optimizer": "adamw8bit"}),
+    "22 blocks, last 2 and head": ("tinyllama-22", "pretrain", LONG | {"method": FREEZE}),
+    "22 blocks, LoRA": ("tinyllama-22", "pretrain", LONG | {"method": LORA}),
+    "22 blocks, LoRA, answers": ("tinyllama-22", "tune", {"method": LORA, "batch_size": 32}),
+    "22 blocks, LoRA, int8": ("tinyllama-22", "tune", {"method": LORA, "batch_size": 32, "quantize": "int8"}),
+    "22 blocks, LoRA, 8bit": ("tinyllama-22", "tune", {"method": LORA, "batch_size": 32, "quantize": "8bit"}),
+    "22 blocks, LoRA, 4bit": ("tinyllama-22", "tune", {"method": LORA, "batch_size": 32, "quantize": "4bit"}),
+    "22 blocks, LoRA, fp32": ("tinyllama-22", "tune", {"method": LORA, "batch_size": 16, "precision": "fp32"}),
+    "GPT-2, full": ("gpt2", "pretrain", {"block_size": 512, "batch_size": 16}),
+    "GPT-2, LoRA on c_attn": ("gpt2", "pretrain", {"block_size": 512, "batch_size": 16, "method": C_ATTN}),
+}
+GPU_AT_ONCE = 3
 
 
 def main() -> None:
@@ -74,8 +97,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Predicted beside measured memory, disk and time.")
     parser.add_argument("cases", nargs="*", metavar="CASE", help="some of them, without writing rows")
     parser.add_argument("--at-once", type=int, help="stop after so many; the next call goes on")
+    parser.add_argument("--gpu", action="store_true", help="the cases for a GPU")
     given = parser.parse_args()
     need_shared()
+    if given.gpu:
+        on_gpu(given.cases)
+        return
     if not (STORE / FILE).exists():  # without the speeds of products there are no times
         subprocess.run([str(Path(sys.executable).with_name("metier")), "doctor"], check=True, stdout=subprocess.DEVNULL)
     kept, left = Kept("estimates"), given.at_once
@@ -92,8 +119,39 @@ def main() -> None:
             show(name, kept.parts[-1])
             left = None if left is None else left - 1
     write("training", "python -m benchmarks.estimates", list(map(row, CASES, kept.parts)))
-    write_table(kept.parts)
+    write_table(dict(zip(CASES, kept.parts, strict=True)), "estimates", f"{hardware()}, {torch_threads()} threads")
     kept.forget()
+
+
+def on_gpu(only: Sequence[str]) -> None:
+    """All cases for a GPU, or only some without writing rows. One that fails is told, and counts as all off."""
+    names = list(only) or list(GPU_CASES)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for model, made in (("tinyllama-22", "tinyllama22"), ("gpt2", "gpt2")):
+            (folder / model).symlink_to(work.model(made))
+        for kind in ("pretrain", "tune"):
+            write_data(folder / kind, kind)
+
+        def one(name: str) -> dict[str, Any]:
+            try:
+                return measured(name, folder)
+            except SystemExit as failed:
+                print(f"FAILED {failed}", flush=True)
+                return {}
+
+        with ThreadPoolExecutor(GPU_AT_ONCE) as pool:
+            found = dict(zip(names, pool.map(one, names), strict=True))
+    for name, case in found.items():
+        if case:
+            show(name, case)
+    if only:
+        return
+    done = {name: case for name, case in found.items() if case}
+    missing = [Row(f"GPU, {name}: failed", 1.0, 0.15, "share off", "lower") for name in names if name not in done]
+    rows = [row(f"GPU, {name}", case) for name, case in done.items()]
+    write("training", "python -m benchmarks.estimates --gpu", rows + missing)
+    write_table(done, "gpu, estimates", f"{hardware()}. What torch allocates on the GPU, without the CUDA context")
 
 
 def torch_threads() -> str:
@@ -116,23 +174,23 @@ def row(name: str, found: dict[str, Any]) -> Row:
     return Row(what, round(abs(predicted / peak - 1), 3), 0.15, "share off", "lower")
 
 
-def write_table(found: Sequence[dict[str, Any]]) -> None:
+def write_table(found: Mapping[str, dict[str, Any]], title: str, where: str) -> None:
     """All of it as a section of training.md."""
     lines = [
         f"What `metier plan` predicts beside what a run took: {STEPS} optimizer steps through the real stage, loading "
-        f"and saving included. {hardware()}, {torch_threads()} threads.",
+        f"and saving included. {where}.",
         "",
         "| step | memory predicted | measured | off by | weights predicted | written | seconds predicted | measured |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, one in zip(CASES, found, strict=True):
+    for name, one in found.items():
         predicted, peak = sum(one["predicted"].values()), one["peak"]
         lines.append(
             f"| {name} | {predicted / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {predicted / peak - 1:+.1%} "
             f"| {one['disk_predicted'] / 1e6:.1f} MB | {one['disk'] / 1e6:.1f} MB "
             f"| {one['seconds_predicted'] or float('nan'):.0f} | {one['seconds']:.0f} |"
         )
-    write_section("estimates", "\n".join(lines))
+    write_section(title, "\n".join(lines))
 
 
 def measured(name: str, folder: Path) -> dict[str, Any]:
@@ -147,6 +205,8 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
 
 def child(name: str, folder: Path) -> dict[str, Any]:
     """Predict, then train. The model is made by a process before, whose memory must not count."""
+    import torch
+
     from metier.core.events import Events
     from metier.core.machine import Machine
     from metier.core.measure import Stopwatch
@@ -154,8 +214,10 @@ def child(name: str, folder: Path) -> dict[str, Any]:
     from metier.models.builtin import BUILTIN
     from metier.stages import CATALOGUE
     from metier.train import costs, estimate
+    from metier.train.job import machine_for
+    from metier.train.precision import best_device, choose
 
-    model, kind, settings = CASES[name]
+    model, kind, settings = (CASES | GPU_CASES)[name]
     if model not in BUILTIN and not (folder / model).exists():
         subprocess.run(
             [sys.executable, "-c", f"from benchmarks.estimates import make; make({model!r}, {str(folder)!r})"],
@@ -168,11 +230,14 @@ def child(name: str, folder: Path) -> dict[str, Any]:
     stage: Any = CATALOGUE[kind].model_validate({"model": "base", reads: "data", "max_steps": STEPS, **settings})
     place = BUILTIN.get(model, folder / model)
     sources = {"base": Source("base", (place,), str(place), "0"), "data": Source("data", (data,), str(data), "1")}
-    here = Machine.here(STORE)
+    on_gpu = name in GPU_CASES
+    here = machine_for(choose(stage.precision, width=2048, device=best_device())) if on_gpu else Machine.here(STORE)
     job, read = estimate.described(stage, sources, here)
     predicted = costs.memory(job, read)
+    if on_gpu:
+        del predicted["base"]
     seconds = costs.seconds(job, read, here)
-    out = folder / "run"
+    out = folder / f"run-{name}".replace(" ", "-")
     shutil.rmtree(out, ignore_errors=True)
     for part in ("out", "measured", "scratch"):
         (out / part).mkdir(parents=True)
@@ -184,7 +249,7 @@ def child(name: str, folder: Path) -> dict[str, Any]:
     return {
         "predicted": predicted,
         "moments": {k: sum(v.values()) for k, v in costs.moments(job, read).items()},
-        "peak": high_water(),
+        "peak": torch.cuda.max_memory_allocated() if on_gpu else high_water(),
         "seconds": watch.seconds,
         "seconds_predicted": seconds,
         "disk_predicted": costs.disk(job, read)["model"],

@@ -92,13 +92,13 @@ def need_shared() -> None:
         raise SystemExit("the folder ../shared is not here: the benchmark's data and tokenizers come from it")
 
 
-def sft() -> list[Row]:
+def sft(count: int = EXAMPLES) -> list[Row]:
     """Short questions and answers, each with a start and an end token."""
     pairs = [(clean(row["question"]), clean(row["answer"])) for row in medquad()]
     short = [(q, a) for q, a in pairs if q and a and len(a.split()) < SHORT_ANSWER]
     encode = encoder("tinyllama")
     rows = []
-    for question, answer in random.Random(0).sample(short, EXAMPLES):
+    for question, answer in random.Random(0).sample(short, count):
         prompt = PROMPT.format(question=question)
         ids, ends = encode(prompt + answer)
         # the answer's first token also covers the space that ends the prompt

@@ -1,7 +1,7 @@
 """Metier's own loading, forward pass and loop on the same rows.
 
 settings: quantize (null, int8, 8bit or 4bit), micro_tokens (of a micro-step; null: all examples of a step at once),
-share_prompts (true), prefix_cache (false), precision (auto).
+share_prompts (true), prefix_cache (false), precision (auto), checkpointing (false).
 """
 
 from pathlib import Path
@@ -29,6 +29,7 @@ DEFAULTS = {
     "share_prompts": True,
     "prefix_cache": False,
     "precision": "auto",
+    "checkpointing": False,
 }
 
 
@@ -57,10 +58,14 @@ def main() -> None:
     embeddings = input_embeddings(model).weight
     width, dtype = embeddings.shape[1], embeddings.dtype
     cache = PrefixCache(room_for(pieces, prefix), width, dtype) if settings["prefix_cache"] else None
-    forward = Forward(model, precision=precision, prefix=prefix, cache=cache)
+    forward = Forward(model, precision=precision, prefix=prefix, cache=cache, checkpointing=settings["checkpointing"])
+    windows = [window for epoch in range(job.epochs) for window in batches.windows(epoch)]
+    if job.turns:
+        clock.planned = tuple(sum(map(size_of, window)) for window in windows)
+        clock.watch_optimizers()
 
     def tick(event: Event) -> None:
-        if event["event"] == "train":
+        if event["event"] == "train" and not job.turns:
             clock.tick()
 
     state = fit(
@@ -70,16 +75,21 @@ def main() -> None:
         course=Course(
             epochs=job.epochs, max_steps=job.all_steps, learning_rate=LEARNING_RATE, schedule="linear", seed=job.seed
         ),
-        watch=Watch(log_every=1),
+        watch=Watch(log_every=job.all_steps if job.turns else 1),
         precision=precision,
         events=Events("train", listeners=[tick]),
         check_stop=lambda: None,
         checkpoints=Checkpoints(Path(job.scratch), every_seconds=float("inf")),
     )
-    windows = [window for epoch in range(job.epochs) for window in batches.windows(epoch)]
     timed = [micro for window in windows[job.warmup : job.all_steps] for micro in window]
-    clock.tokens = sum(map(size_of, timed))
     clock.losses = state.losses
+    if job.turns:
+        turns = [windows[job.warmup + n * job.steps :][: job.steps] for n in range(job.turns)]
+        each = [sum(forward.flops(micro) for window in turn for micro in window) for turn in turns]
+        about = {"numbers": precision.name, "shared_prompt": 0 if prefix is None else len(prefix)}
+        end(clock, packages=("metier", "transformers", "peft"), settings=settings | about, flops=each)
+        return
+    clock.tokens = sum(map(size_of, timed))
     rows = [pack(micro, prefix) for micro in timed]
     computed = sum(row.prefix + sum(end - start for _, start, end in row.parts) for row in rows)
     spared = {"spared_tokens": clock.tokens - computed}

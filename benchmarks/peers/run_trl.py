@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with PEFT's LoRA on labelled token ids. settings: any of SFTConfig's."""
+"""TRL's SFTTrainer, whole weights or PEFT's LoRA, on labelled token ids. settings: any of SFTConfig's."""
 
 from datasets import Dataset
 from peft import LoraConfig
@@ -15,10 +15,14 @@ def main() -> None:
         model=job.model,
         args=config,
         train_dataset=Dataset.from_list(job.rows()),
-        peft_config=LoraConfig(**job.peft),
+        peft_config=None if job.method == "full" else LoraConfig(**job.peft),
     )
     clock.train(trainer)
-    weights = {str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters() if not p.requires_grad}
+    weights = {
+        str(p.dtype).removeprefix("torch.")
+        for p in trainer.model.parameters()
+        if job.method == "full" or not p.requires_grad
+    }
     chosen = ("bf16", "gradient_checkpointing", "packing", "padding_free", "train_sampling_strategy", "max_length")
     about = {name: getattr(config, name) for name in chosen}
     end(clock, packages=("trl", "transformers", "peft"), settings=settings | about | {"weights": sorted(weights)})

@@ -63,10 +63,11 @@ def plain(model: nn.Module, pieces: Sequence[Piece], smoothing: float = 0.0) -> 
     """The weighted sum of the losses, and the gradients of its mean."""
     total = 0.0
     for piece in pieces:
-        ids = torch.from_numpy(piece.ids.astype(np.int64))[None]
-        weights = torch.from_numpy(piece.targets[1:].astype(np.float32))
+        where = next(model.parameters()).device
+        ids = torch.from_numpy(piece.ids.astype(np.int64))[None].to(where)
+        weights = torch.from_numpy(piece.targets[1:].astype(np.float32)).to(where)
         if piece.weights is not None:
-            weights = weights * torch.from_numpy(piece.weights[1:])
+            weights = weights * torch.from_numpy(piece.weights[1:]).to(where)
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
         losses = F.cross_entropy(logits, ids[0, 1:], reduction="none", label_smoothing=smoothing)
         loss = (losses * weights).sum()

@@ -257,7 +257,7 @@ def test_the_share_reached_rises_with_the_width():
 def test_the_largest_micro_step_that_fits():
     job, reading = tinyllama(lora(r=16), precision="fp32"), replace(READING, micro=16_000)
     assert estimate.fitting_micro_tokens(job, reading, 100e9) == 2048
-    assert estimate.fitting_micro_tokens(replace(job, device="cuda"), reading, 100e9) == 8192
+    assert estimate.fitting_micro_tokens(replace(job, device="cuda"), reading, 100e9) == 16_384
     free = 1.0001 * needed(job, estimate.with_micro(reading, 1500)) / estimate.MARGIN
     tight = estimate.fitting_micro_tokens(job, reading, free)
     assert tight == 1536  # what a row of 1500 is filled up to

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -71,7 +71,8 @@ def examine(store: Path = STORE) -> None:
         *(("quantize", line) for line in quantize_lines(speeds, has_bitsandbytes=_has("bitsandbytes"))),
         *((f"extra {name}", _extra(name, modules)) for name, modules in EXTRAS.items()),
     ]
-    remember(store, {"device": speeds.device.type, "auto": speeds.choice.name, "peaks": dict(speeds.peaks)})
+    learned: dict[str, Any] = {"device": speeds.device.type, "auto": speeds.choice.name, "peaks": dict(speeds.peaks)}
+    remember(store, learned | _gpu_memory(speeds.device))
     rows.append(("kept", f"the speeds, in {store / FILE}: `metier plan` takes its times from them"))
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
@@ -136,6 +137,13 @@ def _memory() -> str:
     import psutil
 
     return f"{bytes_text(psutil.virtual_memory().total)}, {bytes_text(free_memory())} free for Metier"
+
+
+def _gpu_memory(device: "torch.device") -> dict[str, float]:
+    """What is free on it now, for `metier plan`, which must not wait for a GPU."""
+    import torch
+
+    return {"gpu_bytes": float(torch.cuda.mem_get_info(device)[0])} if device.type == "cuda" else {}
 
 
 def _has(module: str) -> bool:

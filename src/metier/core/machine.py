@@ -51,9 +51,10 @@ class Estimate:
 class Machine:
     """Where a step will run.
 
-    memory_bytes: what a process of ours can get now. device: cpu or cuda. auto: what `precision: auto` means for a
-    model wide enough to gain. peaks: operations a second of large matrix products, by type (fp32, bf16, fp16, int8).
-    reached: the share of the peak that training reached, by what was run ("bf16", "bf16+int8") and the model's width.
+    memory_bytes: what a process of ours can get now; of a GPU's memory what was free when it was measured. device: cpu
+    or cuda. auto: what `precision: auto` means for a model wide enough to gain. peaks: operations a second of large
+    matrix products, by type (fp32, bf16, fp16, int8). reached: the share of the peak that training reached, by what was
+    run ("bf16", "bf16+int8") and the model's width.
     """
 
     memory_bytes: float
@@ -66,9 +67,10 @@ class Machine:
     def here(cls, store: Path | None = None) -> "Machine":
         """This machine, with what a store remembers of it."""
         known = _read(store / FILE) if store is not None else {}
+        device = known.get("device", "cpu")
         return cls(
-            free_memory(),
-            known.get("device", "cpu"),
+            free_memory() if device == "cpu" else float(known.get("gpu_bytes", "inf")),
+            device,
             known.get("auto", "bf16" if says_bf16() else "fp32"),
             known.get("peaks", {}),
             known.get("reached", {}),

@@ -100,8 +100,9 @@ class Packed:
             return whole.to(dtype)
         scales = (self.state.SCB if weight.SCB is None else weight.SCB) / 127  # it moves at the first product
         out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        for start in range(0, len(out), 64):  # a few rows at a time, so that no float32 copy of it all is made
-            rows = slice(start, start + 64)
+        step = 64 if out.device.type == "cpu" else len(out)  # there no float32 copy of it all is made
+        for start in range(0, len(out), step):
+            rows = slice(start, start + step)
             out[rows] = weight.data[rows] * scales[rows, None]
         return out
 

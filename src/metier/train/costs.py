@@ -28,7 +28,7 @@ BASE_BY_NEED = {"peft": 170e6, "bitsandbytes": 30e6, "muon": 20e6}
 """More for what only some settings need: libraries, and with bitsandbytes the scratch memory of its conversions (31 MB
 more was measured after the first layer of 2048 x 5632)."""
 BASE_ON_GPU = 600e6
-"""What a CUDA context and its libraries hold of the GPU's memory."""
+"""What a CUDA context and its libraries hold of the GPU's memory, beside what torch counts as its own."""
 QUANTIZED_BYTES = {"int8": 1.0, "8bit": 1.0, "4bit": 4.13 / 8}
 """A weight in a block's linear layers: NF4 with double quantisation takes 4.13 bits (arXiv 2305.14314)."""
 MOMENTS = {"adamw": 8.0, "adamw8bit": 2.03, "muon": 4.0}
@@ -39,6 +39,8 @@ SMALL = 4096
 """8-bit AdamW keeps float32 moments for parameters with fewer numbers."""
 CHUNK, CHUNK_TRAINED = 256, 1024
 """Targets whose scores exist at once, with a frozen head and with one that trains (`head`)."""
+ON_GPU = 2**28
+"""Scores that exist at once on a GPU (`head`)."""
 SHORT = 640
 """Up to this many keys attention goes in strips on a CPU, which copies queries, keys and values (`strips`)."""
 DROPPED = 13.0
@@ -131,7 +133,9 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
     saving: frozen weights that were held in fewer bits are read again.
     """
     trained = float(sum(job.trained.values()))
-    fixed: Bytes = {"base": base(job), "weights": weights(job), "data": 6.0 * reading.tokens + 700.0 * reading.pieces}
+    fixed: Bytes = {"base": base(job), "weights": weights(job)}
+    if job.device == "cpu":
+        fixed["data"] = 6.0 * reading.tokens + 700.0 * reading.pieces
     if job.adapts:
         fixed["adapter"] = 4.0 * trained
     if job.teacher_bytes:
@@ -140,22 +144,25 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
     if job.checkpointing:  # what is kept of the block that is computed again
         one_block += block_bytes(job, reading, rows_of(reading))
     passing = {"one block": one_block, "head": head_bytes(job, reading)}
-    training = {
-        **fixed,
-        "moments": moments_bytes(job),
-        "gradients": 4.0 * trained,
-        "activations": activations(job, reading),
-        **dict([max(passing.items(), key=lambda part: part[1])]),
-    }
+    held: Bytes = {**fixed, "moments": moments_bytes(job)}
+    grown = {"gradients": 4.0 * trained}
+    kept = {"activations": activations(job, reading), **dict([max(passing.items(), key=lambda part: part[1])])}
+    training = {**held, **grown, **kept}
+    if job.device == "cuda" and reading.per_window <= 1:  # what the ones leave is used for the others at once
+        training = max(
+            {**held, **kept}, {**held, **grown, "one block": one_block}, key=lambda parts: sum(parts.values())
+        )
     if job.optimizer == "muon":
         training["one update"] = UPDATE * max(prod(sides) for sides in job.shape.anatomy.linear.values())
     if job.keeps_best:
         training["best weights"] = 4.0 * trained
-    if job.cache == "memory":
+    if job.cache == "memory" and job.device == "cpu":
         training["prefix cache"] = cache_bytes(job, reading)
-    dev = {**fixed, "one block": working(job, replace(reading, micro=reading.dev_micro)), "head": chunk_bytes(job)}
+    dev_read = replace(reading, micro=reading.dev_micro)
+    dev = {**fixed, "one block": working(job, dev_read), "head": chunk_bytes(job, reading.dev_micro)}
     found = {"loading": {**fixed, **loading(job)}, "dev": dev, "training": training}
-    if (isinstance(job.method, FreezeMethod) and job.precision != "fp32") or job.method == "rows":
+    read_again = (isinstance(job.method, FreezeMethod) and job.precision != "fp32") or job.method == "rows"
+    if read_again and job.device == "cpu":
         whole = {"the model read again": 4.0 * sum(job.shape.sizes.values())}
         found["saving"] = {**fixed, **whole, **loading(job)}
     return found
@@ -229,22 +236,27 @@ def working(job: Job, reading: Reading) -> float:
     matrix = max(prod(sides) for sides in shape.anatomy.linear.values()) * job.products
     if job.precision == "fp32" or (job.adapts and job.quantize in (None, "int8")):
         matrix = 0.0
+    elif job.device == "cuda" and not job.adapts:
+        matrix *= 3  # and its gradient, summed in float32
     a_token = (2 * shape.width * job.residual) + (shape.width + 4 * shape.inner) * job.products
     return rows_of(reading) * a_token + matrix
 
 
-def chunk_bytes(job: Job) -> float:
-    """One chunk of scores."""
-    return (CHUNK_TRAINED if job.trains_head else CHUNK) * job.shape.vocabulary * job.products
+def chunk_bytes(job: Job, targets: float) -> float:
+    """One chunk of the scores of so many targets."""
+    at_once = float(CHUNK_TRAINED if job.trains_head else CHUNK)
+    if job.device == "cuda":
+        at_once = min(max(CHUNK, ON_GPU // job.shape.vocabulary), targets)
+    return at_once * job.shape.vocabulary * job.products
 
 
 def head_bytes(job: Job, reading: Reading) -> float:
     """The chunk of scores, the gradient to the hidden states, and what a trained head's gradient takes on its way."""
     matrix = float(job.shape.vocabulary * job.shape.width)
     targets = rows_of(reading) * min(1.0, reading.targets / reading.tokens)
-    total = chunk_bytes(job) + targets * job.shape.width * 2 * job.products
+    total = chunk_bytes(job, targets) + targets * job.shape.width * 2 * job.products
     if job.trains_head:
-        total += matrix * (4.0 + job.products)
+        total += matrix * (4.0 + (4.0 if job.device == "cuda" else job.products))
         if job.precision != "fp32":
             total += matrix * job.products
     if job.new_rows:

@@ -23,7 +23,7 @@ from metier.train.sizes import SHORT_TYPES_FROM, Job, Reading, Shape, Type
 if TYPE_CHECKING:
     from metier.train.stage import Training
 
-LARGEST = {"cpu": 2048, "cuda": 8192}
+LARGEST = {"cpu": 2048, "cuda": 16_384}
 """The largest micro-step that `micro_batch: auto` takes: more is not faster."""
 MARGIN = 0.85
 """The share of the free memory that `micro_batch: auto` plans to use: what the estimates may be off."""

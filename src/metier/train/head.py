@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metier.train.fast.ops import parts
+from metier.train.fast.ops import fused, parts, summed
 
 CHUNK = 256
 """Targets at a time with a frozen head; products are as fast from there on."""
 CHUNK_TRAINED = 1024
 """With a trained head, whose gradient (V, C) is gone through once a chunk."""
+ON_GPU = 2**28
+"""Scores at a time on a GPU: half a gigabyte in 16 bits. Smaller products would leave parts of it idle."""
 
 
 class HeadLoss(torch.autograd.Function):
@@ -57,7 +59,7 @@ class HeadLoss(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
         d_bias = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device) if wants_bias else None
-        size = CHUNK_TRAINED if wants_weight else CHUNK
+        size = at_once(hidden.device, len(weight), trains=wants_weight)
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
             h, t = hidden[chunk].to(dtype), targets[chunk]
@@ -70,7 +72,7 @@ class HeadLoss(torch.autograd.Function):
             if d_hidden is not None:
                 d_hidden[chunk] = scores @ matrix
             if d_weight is not None:
-                d_weight += scores.t() @ h
+                d_weight += summed(scores.t(), h)
             if d_bias is not None:
                 d_bias += scores.sum(0, dtype=torch.float32)
             if d_fresh is not None:
@@ -119,12 +121,20 @@ def each_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
     """The cross entropy of every target in nats, (T,) float32, without gradients. Arguments as in `HeadLoss`."""
     matrix = weight.detach().to(dtype)
     found = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-    for start in range(0, len(hidden), CHUNK):
-        chunk = slice(start, start + CHUNK)
+    size = at_once(hidden.device, len(weight), trains=False)
+    for start in range(0, len(hidden), size):
+        chunk = slice(start, start + size)
         scores = hidden[chunk].to(dtype) @ matrix.t()
         scores = (scores if bias is None else scores + bias).float()
         found[chunk] = torch.logsumexp(scores, -1) - scores.gather(1, targets[chunk, None])[:, 0]
     return found
+
+
+def at_once(device: torch.device, vocabulary: int, *, trains: bool) -> int:
+    """How many targets have their scores in memory together."""
+    if device.type == "cuda":
+        return max(CHUNK, ON_GPU // vocabulary // CHUNK * CHUNK)
+    return CHUNK_TRAINED if trains else CHUNK
 
 
 def _to_gradient(
@@ -140,6 +150,10 @@ def _to_gradient(
 
     said: a teacher's log-probabilities (T, V) and its share of the loss.
     """
+    gpu = fused(scores)
+    if gpu is not None and said is None:
+        whole: Tensor = gpu.to_gradient(scores, targets, weights, smoothing, needed=needed)
+        return whole
     total = torch.zeros((), dtype=torch.float32, device=scores.device)
     vocabulary = scores.shape[1]
     for part in parts(scores):

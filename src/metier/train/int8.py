@@ -14,17 +14,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from metier.core.errors import ModelError
-from metier.train.fast.ops import parts
+from metier.train.fast.ops import fused, parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+ROWS = 32
+"""The fewest that are multiplied at once on a GPU."""
+
 
 def quantized(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Each row of x (N, C), its columns first multiplied by `columns`, as int8 (N, C) and its scale (N, 1), float32."""
+    gpu = fused(x)
+    if gpu is not None:
+        both: tuple[Tensor, Tensor] = gpu.quantized(x, columns)
+        return both
     out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
     for part in parts(x):
@@ -40,6 +48,8 @@ def quantized_together(xs: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple
     """Matrices (N, C) side by side, each one's columns first multiplied by its `columns`: int8 and its scale (N, 1)."""
     if len(xs) == 1:
         return quantized(xs[0], columns[0])
+    if fused(xs[0]) is not None:
+        return quantized(torch.cat(list(xs), 1), torch.cat(list(columns)))
     sizes = [x.shape[1] for x in xs]
     out = torch.empty(len(xs[0]), sum(sizes), dtype=torch.int8, device=xs[0].device)
     scales = torch.empty(len(out), 1, dtype=torch.float32, device=out.device)
@@ -55,11 +65,28 @@ def quantized_together(xs: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple
 
 def scaled(sums: Tensor, rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> Tensor:
     """int32 sums (N, C) times scales of rows (N, 1) and columns (C,), in `dtype`."""
+    gpu = fused(sums)
+    if gpu is not None:
+        whole: Tensor = gpu.scaled(sums, rows, columns, dtype)
+        return whole
     out = torch.empty(sums.shape, dtype=dtype, device=sums.device)
     for part in parts(sums):
         h = sums[part].float().mul_(rows[part])
         out[part] = h if columns is None else h.mul_(columns)
     return out
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """int8 (N, K) times int8 (K, M), summed in int32.
+
+    On a GPU the tensor cores take the second matrix column by column, and 17 rows of the first or more.
+    """
+    if a.device.type != "cuda":
+        return torch._int_mm(a, b)
+    if b.stride(0) != 1:
+        b = b.t().contiguous().t()
+    few = ROWS - len(a)
+    return torch._int_mm(F.pad(a, (0, 0, 0, few)), b)[: len(a)] if few > 0 else torch._int_mm(a, b)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +111,14 @@ class Int8Stack:
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (N, in) times the transpose of each: (N, out) of each."""
         rounded, rows = quantized(x)
-        sums = torch._int_mm(rounded, self._weight.t())
+        sums = product(rounded, self._weight.t())
         parts = zip(torch.split(sums, self._sizes, 1), self._scales, strict=True)
         return [scaled(part, rows, scale, x.dtype) for part, scale in parts]
 
     def backward(self, grads: Sequence[Tensor]) -> Tensor:
         """The sum of each (N, out) times its weight: (N, in)."""
         rounded, rows = quantized_together(grads, self._scales)
-        return scaled(torch._int_mm(rounded, self._weight), rows, None, grads[0].dtype)
+        return scaled(product(rounded, self._weight), rows, None, grads[0].dtype)
 
 
 def joined(weights: Sequence[Tensor]) -> Tensor:
@@ -141,7 +168,7 @@ class Int8Linear(nn.Linear):
         if not torch.is_grad_enabled():
             frozen = self.frozen
             rounded, rows = quantized(input.reshape(-1, self.in_features))
-            out = scaled(torch._int_mm(rounded, frozen.parameter.t()), rows, frozen.scale, input.dtype)
+            out = scaled(product(rounded, frozen.parameter.t()), rows, frozen.scale, input.dtype)
             return (out if self.bias is None else out + self.bias).view(*input.shape[:-1], self.out_features)
         return nn.functional.linear(input, self.dequantized(input.dtype), self.bias)
 

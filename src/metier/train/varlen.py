@@ -1,8 +1,9 @@
 """Flash attention over a packed row on a GPU: one kernel call for all its sequences, however long each is.
 
-`torch.nn.attention.varlen.varlen_attn` where this torch has it with grouped keys and a scale, on Ampere or newer, in 16
-bits. Everywhere else attention goes bucket by bucket through torch's other kernels (`attention`). Which of them it is
-follows from the machine; `metier doctor` says it.
+`torch.nn.attention.varlen.varlen_attn` where this torch has it with a scale (2.11 and newer; the flash kernel below it
+takes grouped keys, though not every one says so), on Ampere or newer, in 16 bits. Everywhere else attention goes bucket
+by bucket through torch's other kernels (`attention`). Which of them it is follows from the machine; `metier doctor`
+says it.
 
 Every sequence has as many keys as queries, also behind a shared prefix (whose own queries stand before each, and whose
 results there are dropped): whether a kernel lines both up at the left or at the right then makes no difference.
@@ -27,7 +28,9 @@ WIDEST = 256
 MULTIPLE = 8
 """What head_dim must be a multiple of."""
 CAUSAL = (-1, 0)
-NEEDED = {"scale", "window_size", "enable_gqa"}
+NEEDED = {"scale", "window_size"}
+GROUPED = "enable_gqa"
+"""What some of them must be told where there are fewer keys than queries."""
 
 Kernel = Callable[..., Any]
 
@@ -40,6 +43,11 @@ def kernel() -> Kernel | None:
     except ImportError:
         return None
     return varlen_attn if set(inspect.signature(varlen_attn).parameters) >= NEEDED else None
+
+
+@cache
+def _asks_for_groups(call: Kernel) -> bool:
+    return GROUPED in inspect.signature(call).parameters
 
 
 def fits(q: Tensor, dropout: float) -> bool:
@@ -69,9 +77,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, row: Row, *, scale: float, only_aske
         q = torch.zeros(len(row), *q.shape[1:], dtype=q.dtype, device=q.device).index_copy(0, row.asked, q)
     if lanes.sources is not None:
         q, k, v = (x.index_select(0, lanes.sources) for x in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
+    told = {GROUPED: q.shape[1] != k.shape[1]} if _asks_for_groups(call) else {}
     ends, longest = lanes.ends, lanes.longest
-    out: Tensor = call(q, k, v, ends, ends, longest, longest, scale=scale, window_size=CAUSAL, enable_gqa=grouped)
+    out: Tensor = call(q, k, v, ends, ends, longest, longest, scale=scale, window_size=CAUSAL, **told)
     if lanes.places is not None:
         out = out.index_select(0, lanes.places)
     if only_asked:

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from metier.models.quantized import Packed
-from metier.train.fast.ops import Apply, Before
+from metier.train.fast.ops import Apply, Before, summed
 from metier.train.int8 import Int8Linear, Int8Stack, Int8Weight
 
 
@@ -303,5 +303,5 @@ def _thin_grad(linears: Sequence[Linear], grads: Sequence[Tensor]) -> Tensor | N
 
 def _weight_grad(weight: Weight, dy: Tensor, x: Tensor) -> Tensor:
     turned = isinstance(weight, Dense) and weight.turned
-    grad = x.t() @ dy if turned else dy.t() @ x
+    grad = summed(x.t(), dy) if turned else summed(dy.t(), x)
     return grad.to(weight.parameter.dtype)
