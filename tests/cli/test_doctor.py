@@ -10,6 +10,7 @@ import torch
 
 from metier.core.machine import Machine
 from metier.train import varlen
+from metier.train.fast import ops
 from metier.train.precision import Precision
 
 doctor = import_module("metier.cli.doctor")  # the package holds a command of the same name
@@ -56,6 +57,15 @@ def test_what_quantising_means_follows_from_the_speeds():
     slow = doctor.quantize_lines(replace(SPEEDS, int8_gain=0.5), has_bitsandbytes=False)
     assert "smaller, not faster" in slow[0]
     assert all("needs the extra quant" in line for line in slow[1:])
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "said"),
+    [("cpu", None, "a few rows at a time"), ("cuda", None, "C compiler"), ("cuda", print, "of our own")],
+)
+def test_whether_our_kernels_are_used(device: str, found: object, said: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ops, "kernels", lambda: found)
+    assert said in doctor.kernels_line(torch.device(device))
 
 
 @pytest.mark.parametrize(

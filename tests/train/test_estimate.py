@@ -129,7 +129,15 @@ def kept_by(model: PreTrainedModel, forward: Forward, micro: list[Piece]) -> int
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt2-dropout"])
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("full", "fp32"), ("full", "bf16"), (lora(r=16), "bf16"), (lora(r=16), "fp32"), (freeze(blocks=2), "bf16")],
+    [
+        ("full", "fp32"),
+        ("full", "bf16"),
+        (lora(r=16), "bf16"),
+        (lora(r=16), "fp32"),
+        (lora(r=16, dora=True), "bf16"),
+        (lora(r=16, dora=True), "fp32"),
+        (freeze(blocks=2), "bf16"),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(("length", "count", "first"), [(128, 8, 1), (128, 8, 64), (LONGEST, 1, 1)])
@@ -145,9 +153,10 @@ def test_bases_of_bitsandbytes_keep_what_the_others_do(kind: str, quantize: Kind
     assert costs.activations(job, reading) == pytest.approx(real, rel=0.08)
 
 
-def test_dora_alone_goes_through_the_modules():
+def test_dora_with_dropout_alone_goes_through_the_modules():
     assert {tinyllama(lora(), quantize=kind).way for kind in (None, "int8", "8bit", "4bit")} == {"fast"}
-    assert {tinyllama(lora(dora=True), quantize=kind).way for kind in (None, "8bit", "4bit")} == {"modules"}
+    assert {tinyllama(lora(dora=True), quantize=kind).way for kind in (None, "8bit", "4bit")} == {"dora"}
+    assert tinyllama(lora(dora=True, dropout=0.1)).way == "modules"
 
 
 def test_with_checkpointing_only_each_blocks_input_is_kept():

@@ -145,11 +145,21 @@ def test_kinds_of_lora(kind: str, settings: dict[str, object]):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_dora_goes_through_its_own_module(kind: str):
+def test_dora(kind: str):
     pieces = pieces_of("sft")
-    forward = Forward(lora(kind, dora=True), precision=FP32, prefix=shared_prefix(pieces))
-    assert not forward._body.blocks[0]._o.whole
+    model = lora(kind, dora=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "magnitude" in name:  # or it would still be what the norm is
+                parameter.mul_(torch.rand(len(parameter)) + 0.5)
+    forward = Forward(model, precision=FP32, prefix=shared_prefix(pieces))
+    assert forward._body.blocks[0]._o.whole
     assert_exact(forward, pieces)
+
+
+def test_dora_with_dropout_goes_through_its_own_module():
+    forward = Forward(lora("llama", dora=True, dropout=0.5), precision=FP32)
+    assert not forward._body.blocks[0]._o.whole
 
 
 @pytest.mark.parametrize("data", DATA)

@@ -39,6 +39,12 @@ def assert_near(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
     assert apart <= TYPES[dtype], f"{apart:.1e}"
 
 
+def test_they_say_whether_they_can_be_used(monkeypatch: pytest.MonkeyPatch):
+    assert kernels.agree(DEVICE)
+    monkeypatch.setattr(kernels, "swiglu", lambda gate, up: gate * up)
+    assert not kernels.agree(DEVICE)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rms_norm(plain: pytest.MonkeyPatch, shape: tuple[int, int], dtype: torch.dtype):

@@ -68,6 +68,7 @@ def examine(store: Path = STORE) -> None:
         ("products", _products(speeds)),
         ("numeric type", _choice(speeds)),
         ("attention", attention_line(speeds.device)),
+        ("kernels", kernels_line(speeds.device)),
         *(("quantize", line) for line in quantize_lines(speeds, has_bitsandbytes=_has("bitsandbytes"))),
         *((f"extra {name}", _extra(name, modules)) for name, modules in EXTRAS.items()),
     ]
@@ -124,6 +125,17 @@ def attention_line(device: "torch.device") -> str:
     if not varlen.runs_on(device):
         return "each sequence of a row by itself: torch's flash kernel for many lengths needs compute capability 8.0"
     return "all sequences of a row in one call of torch's flash kernel for many lengths (bf16 and fp16)"
+
+
+def kernels_line(device: "torch.device") -> str:
+    """How what stands between matrix products is computed on this machine."""
+    from metier.train.fast import ops
+
+    if device.type == "cpu":
+        return "norms and activations by torch's operations, a few rows at a time"
+    if ops.kernels() is None:
+        return "norms and activations by torch's operations: Triton cannot build ours here (it needs a C compiler)"
+    return "norms, activations, rounding to int8 and the head's gradient in kernels of our own, held against torch's"
 
 
 def _version(package: str) -> str:

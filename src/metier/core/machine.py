@@ -69,7 +69,7 @@ class Machine:
         known = _read(store / FILE) if store is not None else {}
         device = known.get("device", "cpu")
         return cls(
-            free_memory() if device == "cpu" else float(known.get("gpu_bytes", "inf")),
+            float(known.get("gpu_bytes") or free_memory()) if device == "cuda" else free_memory(),
             device,
             known.get("auto", "bf16" if says_bf16() else "fp32"),
             known.get("peaks", {}),

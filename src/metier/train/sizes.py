@@ -180,9 +180,12 @@ class Job:
         return head in self.trained or bool(self.shape.anatomy.tied and tied)
 
     @property
-    def way(self) -> Literal["fast", "modules"]:
-        """How the layers are computed: by the fast path, or through their modules' own forward (DoRA)."""
-        return "modules" if isinstance(self.method, LoraMethod) and self.method.lora.dora else "fast"
+    def way(self) -> Literal["fast", "dora", "modules"]:
+        """How the layers are computed: by the fast path, by it and with their outputs kept (DoRA), or through their
+        modules' own forward (DoRA with dropout)."""
+        if not isinstance(self.method, LoraMethod) or not self.method.lora.dora:
+            return "fast"
+        return "modules" if self.method.lora.dropout else "dora"
 
     def _sides(self, name: str) -> tuple[int, int]:
         return self.shape.anatomy.head_sides if name == self.shape.anatomy.head else self.shape.anatomy.linear[name]

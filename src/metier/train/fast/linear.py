@@ -3,12 +3,15 @@
 y_i = x W_i^T + b_i + s_i (drop(x) A_i^T) B_i^T, the formula of LoRA (arXiv 2106.09685) as PEFT computes it, but that
 layers with one input share its dropout. Only what x comes from and the thin products are kept; what stands before the
 layers (a norm, an activation) is done again in backward. W may be of any storage (`Weight`): a parameter in another
-type is cast as it is used, those in int8 are multiplied as one matrix. What has no plain formula here (DoRA) goes
-through its own module.
+type is cast as it is used, those in int8 are multiplied as one matrix.
+
+DoRA (arXiv 2402.09353) scales each output but its bias by m / |W + s B A|, m trained, the norm of each row taken as
+given. It follows from |W|^2, which is kept, and thin products, so that W + s B A is never made; for m's gradient the
+output is kept. What has no plain formula here (DoRA with dropout) goes through its own module.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +19,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from metier.models.quantized import Packed
-from metier.train.fast.ops import Apply, Before, summed
+from metier.train.fast.ops import Apply, Before, parts, summed
 from metier.train.int8 import Int8Linear, Int8Stack, Int8Weight
+
+TINY = 1e-24
+"""The least square of a norm."""
 
 
 class Weight(Protocol):
@@ -44,6 +50,14 @@ class Dense:
 
     parameter: Tensor
     turned: bool = False
+
+    def type(self) -> torch.dtype:
+        """What it is held in."""
+        return self.parameter.dtype
+
+    def squares(self) -> Tensor:
+        """|W|^2 of each of its rows: (out,), float32."""
+        return _squares(self.in_type(self.parameter.dtype))
 
     def in_type(self, dtype: torch.dtype) -> Tensor:
         """(out, in)."""
@@ -72,6 +86,14 @@ class Made:
         held: Tensor = self.layer.weight
         return held
 
+    def type(self) -> torch.dtype:
+        """What it is made whole in where nothing says otherwise."""
+        return torch.float32
+
+    def squares(self) -> Tensor:
+        """|W|^2 of each of its rows: (out,), float32."""
+        return _squares(self.layer.dequantized(torch.float32))
+
     def forward(self, x: Tensor) -> Tensor:
         """x (N, in) times its transpose: (N, out)."""
         return F.linear(x, self.layer.dequantized(x.dtype))
@@ -84,12 +106,13 @@ class Made:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A (r, in), B (out, r), s = alpha / r."""
+    """A (r, in), B (out, r), s = alpha / r. magnitude: DoRA's m (out,)."""
 
     a: nn.Parameter
     b: nn.Parameter
     scale: float
     dropout: float
+    magnitude: nn.Parameter | None = None
 
     @property
     def rank(self) -> int:
@@ -99,31 +122,52 @@ class Adapter:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """One layer of a block. module: what it stands for."""
+    """One layer of a block. module: what it stands for. squares: |W|^2 of each row, once it was asked for."""
 
     module: nn.Module
     weight: Weight
     bias: Tensor | None
     adapter: Adapter | None
+    squares: list[Tensor] = field(default_factory=list)
+
+    def gain(self) -> Tensor | None:
+        """DoRA's m / |W + s B A|, (out,) float32; None without DoRA."""
+        adapter, weight = self.adapter, self.weight
+        if adapter is None or adapter.magnitude is None:
+            return None
+        assert isinstance(weight, Dense | Made)
+        a, b = adapter.a.detach().float(), adapter.b.detach().float()
+        if not self.squares:
+            self.squares.append(weight.squares())
+        along = (weight.forward(adapter.a.detach().to(weight.type())).t().float() * b).sum(1)
+        own = ((b @ (a @ a.t())) * b).sum(1)
+        whole = self.squares[0] + 2 * adapter.scale * along + adapter.scale**2 * own
+        return adapter.magnitude.detach().float() / whole.clamp_(min=TINY).sqrt_()
 
 
 def resolve(module: nn.Module) -> Linear | None:
     """The layer behind a module, or None for one that only its own forward computes."""
     from peft.tuners.lora.layer import LoraLayer
+    from peft.tuners.lora.variants import DoraLinearVariant
     from transformers.pytorch_utils import Conv1D
 
     adapter, base = None, module
     if isinstance(module, LoraLayer):
         base = module.get_base_layer()
         names = module.active_adapters
-        plain = len(names) == 1 and not (module.disable_adapters or module.merged or any(module.lora_variant.values()))
+        plain = len(names) == 1 and not (module.disable_adapters or module.merged)
         if not plain or module.lora_bias.get(names[0], False):
             return None
         (name,) = names
         drop = module.lora_dropout[name]
         share = drop.p if isinstance(drop, nn.Dropout) else 0.0
         a, b = module.lora_A[name].weight, module.lora_B[name].weight
-        adapter = Adapter(a, b, float(module.scaling[name]), share)
+        magnitude = None
+        if variant := module.lora_variant.get(name):
+            if share or type(variant) is not DoraLinearVariant or isinstance(base, Int8Linear):
+                return None
+            magnitude = module.lora_magnitude_vector[name].weight
+        adapter = Adapter(a, b, float(module.scaling[name]), share, magnitude)
     if type(base) is nn.Linear:
         return Linear(module, Dense(base.weight), base.bias, adapter)
     if type(base) is Conv1D:
@@ -202,14 +246,15 @@ class Group:
 
 
 def _tensors(linear: Linear) -> tuple[Tensor | None, ...]:
-    """The four that may need a gradient."""
+    """The five that may need a gradient."""
     adapter = linear.adapter
-    return (
-        linear.weight.parameter,
-        linear.bias,
-        None if adapter is None else adapter.a,
-        None if adapter is None else adapter.b,
-    )
+    of_adapter = (None, None, None) if adapter is None else (adapter.a, adapter.b, adapter.magnitude)
+    return (linear.weight.parameter, linear.bias, *of_adapter)
+
+
+def _squares(matrix: Tensor) -> Tensor:
+    """Of each row, a few at a time."""
+    return torch.cat([matrix[part].float().square().sum(1) for part in parts(matrix)])
 
 
 class _Project(torch.autograd.Function):
@@ -232,21 +277,28 @@ class _Project(torch.autograd.Function):
         outs = stack.forward(x)
         thin = _thin(linears, x if kept is None else x * kept / (1 - share))
         start = 0
-        for linear, y in zip(linears, outs, strict=True):
-            if linear.bias is not None:
-                y += linear.bias
+        gains = [linear.gain() for linear in linears]
+        for linear, y, gain in zip(linears, outs, gains, strict=True):
             if linear.adapter is not None and thin is not None:
                 own = thin[:, start : (start := start + linear.adapter.rank)]
                 y.addmm_(own, linear.adapter.b.to(x.dtype).t(), alpha=linear.adapter.scale)
+            if gain is not None:
+                y.mul_(gain)
+            if linear.bias is not None:
+                y += linear.bias
         ctx.before, ctx.linears, ctx.stack, ctx.share, ctx.count = before, linears, stack, share, count
-        ctx.save_for_backward(*inputs, kept, thin)
+        asked = [None if gain is None else y for y, gain in zip(outs, gains, strict=True)]
+        ctx.save_for_backward(*inputs, kept, thin, *gains, *asked)
         return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         count: int = ctx.count
         saved = ctx.saved_tensors  # once: a checkpoint gives them out a single time
-        inputs, (kept, thin) = saved[:count], saved[count:]
+        inputs, (kept, thin), extra = saved[:count], saved[count : count + 2], saved[count + 2 :]
+        gains, outs = extra[: len(grads)], extra[len(grads) :]
+        given = grads
+        grads = tuple(dy if gain is None else (dy * gain).to(dy.dtype) for dy, gain in zip(grads, gains, strict=True))
         x = ctx.before.forward(*inputs)
         share: float = ctx.share
         dropped = x if kept is None else x * kept / (1 - share)
@@ -264,16 +316,17 @@ class _Project(torch.autograd.Function):
         found: list[Tensor | None] = []
         start = 0
         for index, (linear, dy) in enumerate(zip(ctx.linears, grads, strict=True)):
-            wants_weight, wants_bias = wanted[count + 4 * index : count + 4 * index + 2]
+            wants_weight, wants_bias = wanted[count + 5 * index : count + 5 * index + 2]
             found.append(_weight_grad(linear.weight, dy, x) if wants_weight else None)
-            found.append(dy.sum(0, dtype=torch.float32).to(linear.bias.dtype) if wants_bias else None)
+            found.append(given[index].sum(0, dtype=torch.float32).to(linear.bias.dtype) if wants_bias else None)
             if linear.adapter is None:
-                found += [None, None]
+                found += [None, None, None]
                 continue
             adapter = linear.adapter
             rows = slice(start, start := start + adapter.rank)
             found.append(None if of_a is None else of_a[rows].to(adapter.a.dtype))
             found.append((dy.t() @ thin[:, rows]).to(adapter.b.dtype).mul_(adapter.scale))
+            found.append(_magnitude_grad(linear, given[index], outs[index]))
         of_inputs = ctx.before.backward(dx, *inputs) if dx is not None else (None,) * count
         return *[None] * 5, *of_inputs, *found
 
@@ -299,6 +352,18 @@ def _thin_grad(linears: Sequence[Linear], grads: Sequence[Tensor]) -> Tensor | N
     if not found:
         return None
     return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+
+def _magnitude_grad(linear: Linear, dy: Tensor, y: Tensor | None) -> Tensor | None:
+    """Of DoRA's m: what it multiplies is the output without its bias, over m. Both (N, out)."""
+    if y is None or linear.adapter is None or linear.adapter.magnitude is None:
+        return None
+    magnitude = linear.adapter.magnitude
+    total = torch.zeros(y.shape[1], dtype=torch.float32, device=y.device)
+    for part in parts(y):
+        plain = y[part].float() if linear.bias is None else y[part].float() - linear.bias.float()
+        total += (plain.mul_(dy[part])).sum(0)
+    return (total / magnitude.detach().float()).to(magnitude.dtype)
 
 
 def _weight_grad(weight: Weight, dy: Tensor, x: Tensor) -> Tensor:
