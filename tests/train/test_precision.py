@@ -90,5 +90,7 @@ def test_the_peak_is_what_a_plain_timing_finds(dtype: torch.dtype):
 
 
 def test_products_count_in_the_type_that_they_are_timed_in():
-    assert int(precision._product(precision.CPU, torch.int8)()[0, 0]) == precision.SIDE["cpu"]
+    found = precision._product(precision.CPU, torch.int8)()
+    assert found.dtype == torch.int32
+    assert found.unique().numel() > 1000  # a GPU multiplies constants faster than it ever is else
     assert precision._product(precision.CPU, torch.bfloat16)().dtype == torch.bfloat16

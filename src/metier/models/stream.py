@@ -30,7 +30,7 @@ def convert_(model: "PreTrainedModel", convert: Convert) -> None:
     """Convert every linear layer of a model but its output head, in place."""
     for name in list(linear_layers(model)):
         model.set_submodule(name, convert(model.get_submodule(name)))
-        _give_back()
+        give_back()
 
 
 def load_converted(
@@ -66,7 +66,7 @@ def load_converted(
                 del layers[parent]
                 model.set_submodule(parent, convert(layer))
                 del layer
-                _give_back()
+                give_back()
     model.tie_weights()
     if not report["mismatched_keys"]:
         report["missing_keys"] = {name for name, p in model.named_parameters() if p.is_meta}
@@ -98,7 +98,7 @@ def _read(path: Path, key: str, dtype: torch.dtype, device: torch.device) -> Ten
         return tensor.to(device, dtype, copy=True)
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return freed memory to the system. glibc keeps pieces of this size for later and finds them too small then: half
     a gigabyte more for a base of a billion parameters in 8 bits, a whole one in 4.
     """

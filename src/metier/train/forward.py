@@ -27,6 +27,7 @@ from metier.core.errors import ModelError
 from metier.models.new_rows import beneath, embedded, new_rows
 from metier.models.quantized import Packed
 from metier.models.shape import blocks, input_embeddings
+from metier.models.stream import give_back
 from metier.train.attention import transformers_attention
 from metier.train.batches import Ids, Piece
 from metier.train.fast import gpt2, llama
@@ -84,6 +85,8 @@ class Forward:
         dtype = torch.float32 if precision.name == "fp32" else precision.dtype
         self._dtype = dtype
         self._body = None if family is None else family.Body(model, dtype, self._through_module)
+        if any(isinstance(module, Int8Linear) for module in model.modules()):
+            give_back()  # the weights have become parts of larger ones, and what they were is free
         self._stack = ExitStack()
         self._learning = False
         self._aside: ThreadPoolExecutor | None = None
