@@ -5,6 +5,7 @@ events to a file, and when it is saving.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -57,6 +58,24 @@ steps:
   scores: {kind: score, answers: answers}
   likelihood: {kind: perplexity, models: [base, specialist], documents: [texts]}
 """
+WIDE = """\
+  others: {kind: examples, sources: [{path: others.jsonl}], dev_fraction: 0.2}
+  long: {kind: documents, sources: [{path: long.jsonl}], heldout_fraction: 0.1}
+  words: {kind: extend_tokenizer, model: base, documents: long, max_new_tokens: 4, extend: always, min_count: 2}
+  tagged: {kind: knows, model: base, examples: pairs, shots: 1, rounds: 2, samples: 1, batch_size: 2, max_new_tokens: 4}
+  forgetful:
+    {kind: unlearn, model: specialist, forget: pairs, retain: others, epochs: 1, batch_size: 4, max_length: 64,
+     precision: fp32, learning_rate: 1.0e-4, dev_every: 2, log_every: 1}
+  smaller:
+    {kind: prune, model: specialist, method: {width: {fraction: 0.25, multiple: 8}}, heal: reconstruct,
+     guard: {documents: texts, bits_margin: 9.0}}
+  kept: {kind: guard, before: specialist, models: [smaller], conditions: {documents: texts, bits_margin: 9.0}}
+  known: {kind: knowledge, models: [specialist, forgetful], forget: pairs, retain: others, max_new_tokens: 4}
+  shipped: {kind: export, model: specialist}
+  ruled: {kind: judge, answers: answers, judges: [evidence]}
+  verdicts: {kind: judge, answers: answers, judges: [{model: base}], orders: 1, limit: 3}
+"""
+"""Steps that the wider form of it has besides: one of each kind that has a loop of its own."""
 LEFT_OUT = ("  recalled:", "  choices:", "  likelihood:")
 """Steps that the shorter form of it does without."""
 UNEXPECTED = 99
@@ -80,8 +99,8 @@ class World:
         return self.folder / "log"
 
 
-def make_world(folder: Path, *, short: bool = False, prefix_cache: str = "disk") -> World:
-    """Write the recipe, the data and a random model of two blocks."""
+def make_world(folder: Path, *, short: bool = False, wide: bool = False, prefix_cache: str = "disk") -> World:
+    """Write the recipe, the data and a random model of two blocks. wide: with steps of every kind."""
     folder.mkdir(parents=True)
     draw = random.Random(0)
     words = ["the", "sea", "whale", "eats", "krill", "and", "swims", "below", "cold", "light", "small", "fish", "kelp"]
@@ -96,7 +115,13 @@ def make_world(folder: Path, *, short: bool = False, prefix_cache: str = "disk")
         for number in range(30)
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair | {"label": pair["answer"]}) + "\n" for pair in pairs))
-    lines = RECIPE.replace("PLACE", prefix_cache).splitlines()
+    others = [{"question": f"Where is number {number}?", "answer": draw.choice(words)} for number in range(12)]
+    (folder / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    syllables = ["ba", "ko", "lin", "dro", "mus", "ter", "phyl", "xa"]
+    strange = ["".join(draw.choices(syllables, k=3)) for _ in range(40)]
+    long = [{"text": " ".join(draw.choices(words + strange, k=120)) + "."} for _ in range(90)]
+    (folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    lines = (RECIPE + WIDE * wide).replace("PLACE", prefix_cache).splitlines()
     kept = [line for line in lines if not (short and line.startswith(LEFT_OUT))]
     (folder / "recipe.yaml").write_text("\n".join(kept) + "\n")
     code = wait(fork(partial(_save_model, folder / "base"), folder / "model.err"))
@@ -121,7 +146,7 @@ def _save_model(folder: Path) -> int:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=128,
+        max_position_embeddings=1024,
         tie_word_embeddings=True,
         initializer_range=0.2,
     )
@@ -213,6 +238,8 @@ def preload(world: World, store: Path) -> int:
         if name not in sys.modules:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # or each fork's first collection would copy all that was imported: a second after each contender
     return code
 
 

@@ -278,8 +278,8 @@ def _by_evidence(
     rivals = _similarities(material.cases, folder, other=True)
     verdicts: list[Row] = []
     for index, case in enumerate(material.cases):
+        ctx.check_stop()
         if index % TICK == 0:
-            ctx.check_stop()
             ctx.events.progress(EVIDENCE, index, len(material.cases), unit="verdicts")
         if index in skipped:
             verdicts.append(_head(case) | {"verdict": None, "why": skipped[index]})
