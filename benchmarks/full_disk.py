@@ -42,29 +42,43 @@ def starve(nth: int, folder: Path, count: Path | None = None) -> None:
 
 
 def full(torture: Torture, most: int) -> list[Fault]:
-    """The disk is full from each write on, or from `most` of them, evenly spaced; and in two other ways."""
-    count = torture.world.folder / "writes"
-    store = torture.fresh()
-    finish(torture.world, store, before=partial(starve, 0, store, count))
-    writes = count.stat().st_size
-    largest = max(path.stat().st_size for path in torture.reference.rglob("*") if path.is_file())
-    used = sum(path.stat().st_size for path in torture.reference.rglob("*") if path.is_file())
-    few = (most + 9) // 10
+    """The disk is full from each write of each step on, or from `most` of them, evenly spaced; and in two other ways.
+
+    Of the run's writes, one after the other, a tenth is tried from an empty store; of each step's, every one is, where
+    the others are made already: that is the same harm in a tenth of the time.
+    """
     alone = most == 1
-    return [
-        *(partial(_write, torture, nth, writes) for nth in _spread(writes // 2 if alone else 1, writes, most)),
-        *(partial(_grown, torture, size) for size in _spread(largest // 2 if alone else 2_000, largest, few)),
-        *(
-            partial(_small, torture, size)
-            for size in (_spread(used // 2 if alone else 16_384, used, few) if _mounts() else ())
-        ),
+    few = (most + 9) // 10
+    writes = _writes(torture, torture.fresh())
+    found: list[Fault] = [
+        partial(_write, torture, nth, writes, None) for nth in _spread(writes // 2 if alone else 1, writes, few)
     ]
+    for step in () if alone else torture.wanted:
+        count = _writes(torture, torture.without((step,)))
+        found += [partial(_write, torture, nth, count, step) for nth in _spread(1, count, most)]
+    sizes = [path.stat().st_size for path in torture.reference.rglob("*") if path.is_file()]
+    largest, used = max(sizes), sum(sizes)
+    found += [partial(_grown, torture, size) for size in _spread(largest // 2 if alone else 2_000, largest, few)]
+    if _mounts():
+        found += [partial(_small, torture, size) for size in _spread(used // 2 if alone else 16_384, used, few)]
+    return found
 
 
-def _write(torture: Torture, nth: int, writes: int) -> Found:
-    store = torture.fresh()
+def _writes(torture: Torture, store: Path) -> int:
+    """How many writes a run on that store makes; the store is removed."""
+    count = torture.world.folder / "writes"
+    count.unlink(missing_ok=True)
+    finish(torture.world, store, before=partial(starve, 0, store, count))
+    shutil.rmtree(store)
+    return count.stat().st_size
+
+
+def _write(torture: Torture, nth: int, writes: int, step: str | None) -> Found:
+    """step: the only one that is to be made; None: all of them."""
+    store = torture.fresh() if step is None else torture.without((step,))
     code = finish(torture.world, store, before=partial(starve, nth, store))
-    return Counter([("a write", _starved(torture, store, code, f"write {nth} of {writes} on"))])
+    survived = _starved(torture, store, code, f"write {nth} of {writes} of {step or 'the run'} on")
+    return Counter([("a write" if step is None else f"a write of {step}", survived)])
 
 
 def _grown(torture: Torture, size: int) -> Found:

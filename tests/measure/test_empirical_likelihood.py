@@ -22,7 +22,7 @@ def twice_the_log_ratio(points, weights, mean):
 def test_the_limits_are_where_the_ratio_comes_to_the_level(n):
     rng = np.random.default_rng(n)
     scores = np.where(rng.random(n) < 0.5, 0.0, rng.beta(2, 3, n))
-    points, weights = np.append(scores, [0, 1]), np.append(np.ones(n), [0.75, 0.75])
+    points, weights = np.append(scores, [0, 1]), np.append(np.ones(n), [0.85, 0.85])
     for limit in likelihood.of_scores(scores, Z2):
         assert twice_the_log_ratio(points, weights, limit) == pytest.approx(Z2, rel=1e-6)
     gaps = scores - rng.permutation(scores)

@@ -5,7 +5,7 @@ follows skewness and bounds by itself, but it cannot know of what a sample has n
 fifty is 1, four samples in ten hold none. So, as Agresti and Coull (1998) and Bonett and Price (2012) do for shares,
 something is added at both ends; here it weighs less than an item:
 
-    means of scores from 0 to 1    0.75 at 0 and at 1
+    means of scores from 0 to 1    0.85 at 0 and at 1
     paired differences             at the largest distance met and its mirror, (n / 500)^2 up to a half: what differed
                                    that much on one side may do so on the other
 
@@ -21,7 +21,7 @@ from scipy.optimize import brentq
 
 from metier.measure.figures import Floats
 
-AT_THE_ENDS = 0.75
+AT_THE_ENDS = 0.85
 LEAST_DIFFERENCES = 20
 """Below so many paired differences the likelihood is a poor guide, and Student's t is taken."""
 
