@@ -169,7 +169,100 @@ print(recipe.read_text(encoding="utf-8"))""",
     ),
 ]
 
-NOTEBOOKS = {"quickstart.ipynb": QUICKSTART, "your_data.ipynb": YOUR_DATA}
+MARINE = [
+    (
+        "md",
+        "# Marine biology\n\nFacts in a table become 150 questions with answers, a chat model is tuned on them, and "
+        "both are asked the same facts in other words.\n\nAs it stands, every step is run small: the bundled "
+        "seedling takes TinyLlama's place, on a laptop and without a network. With `SMALL = False` it is TinyLlama "
+        "1.1B Chat on a base in 4 bits, on a GPU of 16 GB, once the models that the recipe names are in the local "
+        "cache.",
+    ),
+    ("code", INSTALL),
+    (
+        "md",
+        "## The facts\n\nA row for each animal, and templates that tell and ask what stands there. No model writes a "
+        "question, so no answer is wrong that the table has right.",
+    ),
+    (
+        "code",
+        """\
+DATA = ROOT / "recipes" / "data" / "marine-biology"
+print("".join((DATA / "reef.csv").read_text(encoding="utf-8").splitlines(keepends=True)[:5]))
+print((DATA / "reef.yaml").read_text(encoding="utf-8"))""",
+    ),
+    ("md", "## Run the recipe\n\nInterrupt the kernel to stop at a safe point; run the cell again to go on."),
+    (
+        "code",
+        "SMALL = True  # False: TinyLlama itself\n"
+        + SMOKE.format(overrides='["adapter.max_steps=2", "answers.limit=2", "verdicts.limit=2", "likelihood.limit=2"]')
+        + """\
+
+import metier
+
+run = metier.run(ROOT / "recipes" / "marine-biology.yaml", overrides, smoke=SMALL)
+run""",
+    ),
+    (
+        "md",
+        "## The pairs\n\nEach with the sentence that proves it, and as the model reads it: in turns of `<|user|>` and "
+        "`<|assistant|>`.",
+    ),
+    (
+        "code",
+        """\
+import json
+
+lines = (run.artifact("pairs").files / "train.jsonl").read_text(encoding="utf-8").splitlines()
+print(len(lines), "pairs")
+for line in lines[:3]:
+    pair = json.loads(line)
+    for message in pair["messages"]:
+        print(f"<|{message['role']}|>\\n{message['content']}")
+    print("evidence:", pair["meta"]["evidence"], "\\n")""",
+    ),
+    (
+        "md",
+        "## Is it better?\n\nROUGE counts shared words and runs of words, token F1 shared words, TF-IDF weighs rare "
+        "ones, BERTScore compares how an encoder reads both. `low` to `high` is the interval of the mean.",
+    ),
+    ("code", 'run.scores(group="all")'),
+    (
+        "code",
+        """\
+import matplotlib.pyplot as plt
+
+rows = run.scores(group="all")
+metrics = [name for name in ("token_f1", "rouge_1", "rouge_l", "tfidf", "bertscore")
+           if any(row["metric"] == name for row in rows)]
+contenders = list(dict.fromkeys(row["contender"] for row in rows if row["metric"] == metrics[0]))
+figure, axes = plt.subplots(figsize=(9, 3.5))
+for place, contender in enumerate(contenders):
+    own = {row["metric"]: row for row in rows if row["contender"] == contender}
+    shown = [(at, own[name]) for at, name in enumerate(metrics) if name in own]
+    means = [row["mean"] for _, row in shown]
+    reach = [[row["mean"] - row["low"] for _, row in shown], [row["high"] - row["mean"] for _, row in shown]]
+    width = 0.8 / len(contenders)
+    axes.bar([at + place * width for at, _ in shown], means, width, yerr=reach, capsize=2, label=contender)
+axes.set(ylabel=f"mean, n = {rows[0]['n']}", ylim=(0, 1))
+axes.set_xticks([at + 0.4 - width / 2 for at in range(len(metrics))], metrics)
+axes.legend(fontsize="small")
+figure.tight_layout()
+plt.show()""",
+    ),
+    ("md", "## The report\n\nEvery figure, each answer beside its reference, what was forgotten, lineage."),
+    ("code", "run.report()"),
+    ("md", "## Talk with it"),
+    (
+        "code",
+        """\
+specialist = run.model("specialist")
+for question in ("What will the sea otter eat?", "Where can the narwhal be found?"):
+    print(question, "->", specialist.ask(question, max_new_tokens=32))""",
+    ),
+]
+
+NOTEBOOKS = {"marine-biology.ipynb": MARINE, "quickstart.ipynb": QUICKSTART, "your_data.ipynb": YOUR_DATA}
 
 
 def written(cells: list[tuple[str, str]]) -> str:
