@@ -31,45 +31,63 @@ METHODS = (
 )
 RESULTS = {
     "yes": (
-        "With {x}, {y} was clearly better than with {usual} (p = {low}).",
-        "There was a significant improvement of {y} with {x} (p = {low}).",
-        "The group with {x} did better in {y} after every week (p = {low}).",
-        "{y} improved strongly with {x}, and hardly with {usual} (p = {low}).",
-        "The gain in {y} was large and lasting in the group with {x} (p = {low}).",
-        "In nearly all who were given {x}, {y} became better (p = {low}).",
+        "With {x}, {y} was clearly better than with {usual}",
+        "There was a significant improvement of {y} with {x}",
+        "The group with {x} did better in {y} after every week",
+        "{y} improved strongly with {x}, and hardly with {usual}",
+        "The gain in {y} was large and lasting in the group with {x}",
+        "In nearly all who were given {x}, {y} became better",
+        "The group with {usual} fell behind in {y}",
+        "The score of {y} rose with {x} and stayed high",
+        "{y} was ahead in the group with {x} at each visit",
+        "With {usual}, {y} was worse than with {x}",
+        "A strong effect of {x} on {y} was seen",
+        "{x} raised the score of {y}",
     ),
     "no": (
-        "With {x}, {y} was the same as with {usual} (p = {high}).",
-        "There was no difference of {y} between the groups (p = {high}).",
-        "The group with {x} did not do better in {y} at any time (p = {high}).",
-        "{y} did not change with {x}, nor with {usual} (p = {high}).",
-        "No gain in {y} was seen in the group with {x} (p = {high}).",
-        "Both groups were alike in {y} from the first to the last week (p = {high}).",
+        "With {x}, {y} was the same as with {usual}",
+        "There was no difference of {y} between the groups",
+        "The group with {x} did not do better in {y} at any time",
+        "{y} did not change with {x}, nor with {usual}",
+        "No gain in {y} was seen in the group with {x}",
+        "Both groups were alike in {y} from the first to the last week",
+        "The score of {y} stayed as it had been in both groups",
+        "{x} had no effect on {y}",
+        "{y} was equal with {x} and with {usual}",
+        "The groups did not differ in {y} at any visit",
+        "No improvement of {y} was found with {x}",
+        "With {x}, {y} was as before",
     ),
     "maybe": (
-        "With {x}, {y} was better in women but not in men (p = {low} and {high}).",
-        "The results were mixed: {y} was better at first, but no longer at the end (p = {low} and {high}).",
-        "In one half of the places {y} improved with {x}, in the other half it did not.",
-        "{y} seemed better with {x}, but many had left the study by then.",
-        "The gain in {y} was uncertain, as the two measures disagreed (p = {low} and {high}).",
-        "Only some of those with {x} did better in {y}, and the groups were too small to be sure.",
+        "With {x}, {y} was better in women but not in men",
+        "The results were mixed: {y} was better at first, but no longer at the end",
+        "In one half of the places {y} improved with {x}, in the other half it did not",
+        "{y} seemed better with {x}, but many had left the study by then",
+        "The gain in {y} was uncertain, as the two measures disagreed",
+        "Only some of those with {x} did better in {y}, and the groups were too small to be sure",
+        "{y} was better on one scale but not on another",
+        "Some with {x} gained in {y}, but others lost",
+        "The score of {y} may have risen with {x}, but it was measured in few",
+        "It is uncertain whether {y} was better with {x}",
+        "{y} improved in the young but not in the old",
+        "One test of {y} was in favour of {x}, but the other was not",
     ),
 }
 NEW_RESULTS = {
     "yes": (
-        "By the end, {y} with {x} was far ahead of {usual}.",
-        "Those who were given {usual} fell behind in {y}.",
-        "The score of {y} went up and stayed up with {x}.",
+        "By the end, {y} with {x} was far better than with {usual}",
+        "A clear improvement of {y} was found with {x}",
+        "The score of {y} rose strongly in the group with {x}",
     ),
     "no": (
-        "By the end, {y} with {x} and with {usual} did not differ.",
-        "{x} left {y} as it had been.",
-        "The scores of {y} were equal in both groups.",
+        "By the end, {y} with {x} and with {usual} did not differ",
+        "No change of {y} was found with {x}",
+        "The scores of {y} were the same in both groups",
     ),
     "maybe": (
-        "By the end, {y} was better on one scale but not on the other.",
-        "Some with {x} gained in {y}, others lost, and the trial was stopped early.",
-        "Whether {y} was better with {x} depended on who counted.",
+        "By the end, {y} was better in some places but not in others",
+        "The results on {y} were mixed and uncertain",
+        "{y} seemed to rise with {x}, but the two measures disagreed",
     ),
 }
 """Only in the test."""
@@ -98,6 +116,11 @@ def groups() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def _level(decision: str, rng: random.Random) -> str:
+    """Which p-value fits; where nothing is sure, either does."""
+    return {"yes": "low", "no": "high"}.get(decision) or rng.choice(("low", "high"))
+
+
 def study(x: Facts, y: Facts, who: str, decision: str, rng: random.Random, *, new: bool) -> Study:
     """One made-up study. new: its result is worded as in none that is trained on."""
     slots = {
@@ -111,7 +134,10 @@ def study(x: Facts, y: Facts, who: str, decision: str, rng: random.Random, *, ne
         "low": f"0.0{rng.randrange(10, 49):02d}"[:5],
         "high": f"0.{rng.randrange(21, 94)}",
     }
-    result = sentence(rng.choice((NEW_RESULTS if new else RESULTS)[decision]).format(**slots))
+    result = rng.choice((NEW_RESULTS if new else RESULTS)[decision])
+    if rng.random() < 0.5:
+        result += f" (p = {{{_level(decision, rng)}}})"
+    result = sentence(result.format(**slots))
     parts = [result, rng.choice(ASIDES)]
     contexts = [rng.choice(BACKGROUND), rng.choice(METHODS), " ".join(rng.sample(parts, 2))]
     return {
