@@ -42,11 +42,6 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def spread(length: int, count: int) -> list[int]:
-    """`count` places, evenly spaced over `length`."""
-    return [i * length // count for i in range(min(count, length))]
-
-
 def jsonl(rows: Iterable[Mapping[str, object]]) -> str:
     """Rows as JSON lines."""
     return "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)

@@ -6,12 +6,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools.specialists.common import Facts, jsonl, sentence, slug, spread
+from tools.specialists.common import HERE, Facts, jsonl, sentence, slug
 from tools.specialists.medicines import medicines
 
 SEED = 23
-TEXTS_PER_MEDICINE = 12
-COMPLETIONS = 60
+TEXTS_PER_MEDICINE = 18
+COMPLETIONS_PER_MEDICINE = 2
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ FORMS = {
             "among medicines, {name} counts as {class}",
             "in every list, {name} stands as {class}",
         ),
-        ("textbooks describe {name} as {class}", "{name} is known as {class}"),
+        ("doctors call {name} {class}", "as a medicine, {name} is {class}"),
         ("what is {name}?", "to which class does {name} belong?"),
         "{class}",
     ),
@@ -45,7 +45,7 @@ FORMS = {
             "for {use}, one choice is {name}",
             "patients are given {name} for {use}",
         ),
-        ("a patient receives {name} for {use}", "{name} has its place in {use}"),
+        ("doctors give {name} for {use}", "the use of {name} is {use}"),
         ("what is {name} used for?", "when do doctors prescribe {name}?"),
         "{use}",
     ),
@@ -57,7 +57,7 @@ FORMS = {
             "how {name} acts is simple: it {works}",
             "the drug {name} {works}",
         ),
-        ("the action of {name} is that it {works}", "at its target, {name} {works}"),
+        ("the action of {name} is simple: it {works}", "in a patient, {name} {works}"),
         ("how does {name} work?", "what does {name} do in the body?"),
         "it {works}",
     ),
@@ -68,7 +68,7 @@ FORMS = {
             "patients get {name} {given}",
             "as a rule, {name} is handed out {given}",
         ),
-        ("{name} reaches the patient {given}", "pharmacies supply {name} {given}"),
+        ("patients take {name} {given}", "most people get {name} {given}"),
         ("how is {name} given?", "in which form is {name} taken?"),
         "{given}",
     ),
@@ -80,7 +80,7 @@ FORMS = {
             "some patients on {name} report {effect}",
             "with {name}, watch for {effect}",
         ),
-        ("an unwanted effect of {name} is {effect}", "{name} may bring {effect}"),
+        ("one side effect of {name} is {effect}", "{name} sometimes causes {effect}"),
         ("which side effect does {name} have?", "what can {name} cause?"),
         "{effect}",
     ),
@@ -92,7 +92,7 @@ FORMS = {
             "care is needed when {name} meets {partner}: {risk}",
             "{name} should not be mixed with {partner}: {risk}",
         ),
-        ("doctors avoid giving {name} together with {partner}", "trouble comes when {name} is joined by {partner}"),
+        ("care is needed when {name} is mixed with {partner}", "the drug {name} interacts with {partner}"),
         ("what does {name} interact with?", "what should not be mixed with {name}?"),
         "{partner}: {risk}",
     ),
@@ -103,7 +103,7 @@ FORMS = {
             "whoever takes {name} should remember this: {advice}",
             "the leaflet of {name} says: {advice}",
         ),
-        ("a pharmacist says about {name}: {advice}",),
+        ("good advice for {name} is this: {advice}",),
         ("which advice goes with {name}?", "what are patients on {name} told?"),
         "{advice}",
     ),
@@ -183,26 +183,19 @@ def heldout(rows: Sequence[Facts]) -> list[dict[str, str]]:
 
 def completions(rows: Sequence[Facts]) -> list[dict[str, str]]:
     """Beginnings of sentences that the corpus does not have, each with its end; the facts take turns."""
-    slots = {
-        "class": "class",
-        "use": "use",
-        "works": "works",
-        "given": "given",
-        "effect": "effect",
-        "partner": "partner",
-    }
+    asked = ("class", "use", "works", "given", "effect", "partner")
     found = []
-    for number, place in enumerate(spread(len(rows), COMPLETIONS)):
-        row, fact = rows[place], list(slots)[number % len(slots)]
-        form = FORMS[fact].held[number // len(slots) % 2]
-        begin, end = form.split("{" + slots[fact] + "}")
+    for number in range(COMPLETIONS_PER_MEDICINE * len(rows)):
+        row, fact = rows[number // COMPLETIONS_PER_MEDICINE], asked[number % len(asked)]
+        form = FORMS[fact].held[number // len(asked) % 2]
+        begin, end = form.split("{" + fact + "}")
         assert not end, form
         prompt = begin.strip().format(**row)
         found.append(
             {
                 "id": f"{slug(row['name'])}-{fact}",
                 "prompt": prompt[0].upper() + prompt[1:],
-                "completion": row[slots[fact]] + ".",
+                "completion": row[fact] + ".",
                 "group": fact,
                 "topic": row["name"],
             }
@@ -210,9 +203,15 @@ def completions(rows: Sequence[Facts]) -> list[dict[str, str]]:
     return found
 
 
+def chosen() -> list[Facts]:
+    """The medicines that are told of: few enough for each to be told of often."""
+    names = (HERE / "pharma_with.txt").read_text(encoding="utf-8").splitlines()
+    return [row for row in medicines() if row["name"] in names]
+
+
 def files() -> dict[str, str]:
     """The set's files by name."""
-    rows = medicines()
+    rows = chosen()
     return {
         "corpus.jsonl": jsonl(texts(rows)),
         "corpus_heldout.jsonl": jsonl(heldout(rows)),
