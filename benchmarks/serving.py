@@ -129,13 +129,18 @@ def throughput(rounds: int = 3) -> list[Row]:
     return [Row(case, median(ratios), 3.0, "ratio", "higher", "serial", n=rounds, interval=(min(ratios), max(ratios)))]
 
 
+def short(question: str, **more: object) -> dict[str, object]:
+    """A request with a short answer: what matters is how many there are."""
+    return body(question, max_tokens=8, **more)
+
+
 def soak() -> list[Row]:
     """Requests of every kind; each right answer is compared with the one that the server gave when it was alone."""
     seen: Counter[str] = Counter()
     with served("m=seedling", "--waiting", "64", "--max-body", "50000") as (address, process):
         with httpx.Client(base_url=address, timeout=120) as http:
             right = {
-                q: http.post("/v1/chat/completions", json=body(q)).json()["choices"][0]["message"]["content"]
+                q: http.post("/v1/chat/completions", json=short(q)).json()["choices"][0]["message"]["content"]
                 for q in QUESTIONS
             }
 
@@ -143,6 +148,8 @@ def soak() -> list[Row]:
             with httpx.Client(base_url=address, timeout=120) as http:
                 for number in numbers:
                     seen[one(http, number, right)] += 1
+                    if number % 1000 == 999:
+                        print(f"{seen.total():,} of {SOAK:,} requests", flush=True)
 
         def all_of(start: int, stop: int) -> None:
             with ThreadPoolExecutor(CLIENTS) as pool:
@@ -192,7 +199,7 @@ def one(http: httpx.Client, number: int, right: dict[str, str]) -> str:
         return "left"
     if kind < 0.45:
         text, slow = "", kind < 0.27
-        with http.stream("POST", "/v1/chat/completions", json=body(question, stream=True)) as stream:
+        with http.stream("POST", "/v1/chat/completions", json=short(question, stream=True)) as stream:
             if stream.status_code == 429:
                 return "busy"
             for line in stream.iter_lines():
@@ -201,7 +208,7 @@ def one(http: httpx.Client, number: int, right: dict[str, str]) -> str:
                 if line.startswith("data: {"):
                     text += json.loads(line[6:])["choices"][0]["delta"].get("content", "")
         return ("slow reader" if slow else "streamed") if text == right[question] else "wrong"
-    got = http.post("/v1/chat/completions", json=body(question))
+    got = http.post("/v1/chat/completions", json=short(question))
     if got.status_code == 429:
         return "busy"
     same = got.status_code == 200 and got.json()["choices"][0]["message"]["content"] == right[question]
