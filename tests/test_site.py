@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from tools.pages import DOCS, decisions, hardware, pages
+from tools.pages import DOCS, clusters, decisions, hardware, pages
 
 import metier
 from metier import api
@@ -65,7 +65,7 @@ def test_no_page_of_the_site_fetches_from_outside(site: Path):
 
 
 def test_the_pages_that_are_made_are_as_the_program_is():
-    made = {**pages(), "hardware.md": hardware(), "design.md": decisions()}
+    made = {**pages(), "hardware.md": hardware(), "scale.md": clusters(), "design.md": decisions()}
     assert {f"stages/{kind}.md" for kind in STAGES} <= made.keys()
     stale = [name for name, text in made.items() if (DOCS / name).read_text(encoding="utf-8") != text]
     assert stale == [], "run `python -m tools.pages`"

@@ -1,7 +1,7 @@
 """Write the pages of docs/ that come from the program and from what was measured: `python -m tools.pages`.
 
-One page a stage with all its settings (docs/stages/), the table of machines, memory and time in docs/hardware.md,
-and the list of decisions in docs/design.md.
+One page a stage with all its settings (docs/stages/), the table of machines, memory and time in docs/hardware.md, that
+of clusters in docs/scale.md, and the list of decisions in docs/design.md.
 """
 
 import json
@@ -9,12 +9,17 @@ import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
 from metier.core.described import table
+from metier.core.machine import Machine
 from metier.core.stage import Stage
 from metier.stages import CATALOGUE
+from metier.train.cluster import fewest, layouts, parse, total_seconds
+from metier.train.methods import Lora, LoraMethod
+from metier.train.sizes import Job, Reading, Shape
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -81,6 +86,52 @@ def hardware() -> str:
     return filled("hardware.md", lines)
 
 
+LLAMA = {"model_type": "llama", "dtype": "bfloat16", "tie_word_embeddings": False, "max_position_embeddings": 8192}
+SHAPES: dict[str, dict[str, object]] = {
+    "1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
+    | {"num_key_value_heads": 4, "vocab_size": 32_000},
+    "8B": {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    | {"num_key_value_heads": 8, "vocab_size": 128_256},
+    "70B": {"hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    | {"num_key_value_heads": 8, "vocab_size": 128_256},
+}
+"""TinyLlama's, Llama 3.1 8B's and 70B's."""
+CLUSTERS = ("1xRTX4090", "1xH100", "8xA100", "8xH100", "4x8xH100")
+WAYS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "LoRA": {"method": LoraMethod(lora=Lora(r=16))},
+    "LoRA, 4bit": {"method": LoraMethod(lora=Lora(r=16)), "quantize": "4bit"},
+}
+TOKENS, WINDOW, LENGTH = 1e9, 64, 4096
+
+
+def clusters() -> str:
+    """docs/scale.md with its table of what training 1B, 8B and 70B models takes, by `metier.train.cluster`."""
+    lines = [
+        "| model | method | on | layout | memory a device | tokens/s | hours for 10^9 tokens | bound by |",
+        "|---|---|---|---|---:|---:|---:|---|",
+    ]
+    machine = Machine(0.0, "cuda", "bf16")
+    reading = Reading(TOKENS, TOKENS, 1, TOKENS / WINDOW / LENGTH, WINDOW * LENGTH, 1, LENGTH, True, TOKENS / LENGTH)
+    for name, sizes in SHAPES.items():
+        shape = Shape.of(LLAMA | sizes)
+        assert shape is not None
+        for way, settings in WAYS.items():
+            for text in CLUSTERS:
+                cluster = parse(text, machine, 1)
+                job = Job(shape, precision="bf16", device="cuda", **settings)
+                found = layouts(job, reading, cluster, machine)
+                if found:
+                    one = found[0]
+                    told = f"{one.words} | {one.memory / 1e9:.0f} GB | {one.speed:,.0f} "
+                    told += f"| {total_seconds(one, reading) / 3600:,.1f} | {one.bound}"
+                else:
+                    enough = fewest(job, reading, cluster, machine)
+                    told = f"does not fit: {enough.count if enough else 'no number'} would | | | |"
+                lines.append(f"| {name} | {way} | {text} | {told} |")
+    return filled("scale.md", lines)
+
+
 def decisions() -> str:
     """docs/design.md with the heading of each file in design/."""
     lines = []
@@ -98,7 +149,7 @@ def filled(page: str, lines: list[str]) -> str:
 
 def main() -> None:
     (DOCS / "stages").mkdir(exist_ok=True)
-    for name, text in {**pages(), "hardware.md": hardware(), "design.md": decisions()}.items():
+    for name, text in {**pages(), "hardware.md": hardware(), "scale.md": clusters(), "design.md": decisions()}.items():
         (DOCS / name).write_text(text, encoding="utf-8", newline="\n")
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 import fakes
@@ -20,6 +22,7 @@ from metier.core.errors import InputError, RecipeError, StoreError, TrainingErro
 from metier.core.events import Events
 from metier.core.stage import Context, Source
 from metier.core.store import Store
+from metier.models.load import load
 from metier.scale import crew as crew_module
 from metier.scale.crew import Crew, crew
 from metier.scale.link import Link, compare, hello, raised
@@ -69,9 +72,19 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
     os.environ.update(before)
 
 
-@pytest.mark.parametrize("method", ["full", {"lora": {"r": 4}}, {"freeze": {"blocks": 1, "head": False}}], ids=str)
-def test_a_step_together_makes_what_one_process_makes(tmp_path: Path, base: Path, data: Path, two: Crew, method: Any):
-    stage = Pretrain(**COURSE, method=method, batch_size=4, epochs=2)
+WAYS: list[dict[str, Any]] = [
+    {"method": "full"},
+    {"method": {"lora": {"r": 4}}},
+    {"method": {"freeze": {"blocks": 1, "head": False}}},
+    {"shard": True},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_step_together_makes_what_one_process_makes(
+    tmp_path: Path, base: Path, data: Path, two: Crew, way: dict[str, Any]
+):
+    stage = Pretrain(**COURSE, **way, batch_size=4, epochs=2)
     alone, together = (context(tmp_path / name, base, data) for name in ("alone", "together"))
     expected = stage.run(alone)
     with two.together(stage, together) as ctx:
@@ -79,6 +92,10 @@ def test_a_step_together_makes_what_one_process_makes(tmp_path: Path, base: Path
     assert found == pytest.approx(expected, rel=1e-6)
     for one, other in zip(rows(tmp_path / "alone"), rows(tmp_path / "together"), strict=True):
         assert one == pytest.approx(other, rel=1e-4 if "grad_norm" in one else 1e-6)
+    if way.get("shard"):
+        weights, others = (dict(load(one.out).model.named_parameters()) for one in (alone, together))
+        assert all(torch.allclose(weights[name], others[name], atol=1e-5) for name in weights)
+        assert "shard has no effect with one process" in (tmp_path / "alone/events.jsonl").read_text()
     assert json.loads((together.measured / "about.json").read_text())["processes"] == 2
     notes = [json.loads(line).get("text", "") for line in (tmp_path / "together/events.jsonl").open()]
     assert "2 processes train together, 2 of them on this machine" in notes
@@ -116,12 +133,18 @@ def test_torchrun_starts_the_same_recipe(tmp_path: Path, base: Path):
     env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "metier"]
     command += ["run", str(recipe), "--store", str(tmp_path / "s"), "--out", str(tmp_path / "runs"), "--only", "reader"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 processes train together" in done.stdout
     assert done.stdout.count("two: finished") == 1
     (about,) = (tmp_path / "s/objects").glob("model-*/measured/about.json")
     assert json.loads(about.read_text())["processes"] == 2
+
+
+def test_shard_is_refused_where_nothing_of_it_is_built():
+    for wrong in ({"method": {"lora": {"r": 4}}}, {"optimizer": "muon"}, {"teacher": "base"}):
+        with pytest.raises(ValidationError, match="shard is for `method: full` with `optimizer: adamw`"):
+            Pretrain(**COURSE, shard=True, **wrong)
 
 
 # ---- what does not fit ---------------------------------------------------------------------------------------------

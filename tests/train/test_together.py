@@ -52,13 +52,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     if sys.platform != "linux":
         pytest.skip("gloo's interface is called otherwise elsewhere")
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    alone(one, "full", "cut", "lora", "freeze", "muon", "stopped")
+    alone(one, "full", "cut", "lora", "freeze", "muon", "stopped", "untied", "gpt2", "bf16", "split_stopped")
     shutil.copytree(one / "stopped", two / "other")
+    shutil.copytree(one / "split_stopped", two / "split_other")
     port = free_port()
     processes = [start(two, rank, port) for rank in (0, 1)]
     assert [process.wait(timeout=240) for process in processes] == [0, 0]
     shutil.copytree(two / "stopped", one / "other")
-    alone(one, "switched")
+    shutil.copytree(two / "split_stopped", one / "split_other")
+    alone(one, "switched", "split_switched")
     return one, two
 
 
@@ -108,6 +110,29 @@ def test_checkpoints_after_every_step_are_written_by_the_first_process_alone(fol
     found = result(folders[1], "often")
     assert found["kept"][0] == "checkpoint-0"
     assert found["kept"][-1] == f"checkpoint-{found['step']}"
+
+
+@pytest.mark.parametrize(("case", "like"), [("split", "full"), ("untied", "untied"), ("gpt2", "gpt2")])
+def test_shards_give_the_losses_of_whole_models(folders: tuple[Path, Path], case: str, like: str):
+    one, two = result(folders[0], like), result(folders[1], case)
+    assert two["losses"] == pytest.approx(one["losses"], rel=SAME)
+    assert two["dev"] == pytest.approx(one["dev"], rel=SAME)
+    assert two["sum"] == pytest.approx(one["sum"], rel=SAME)
+    assert two["held"] <= 0.51 * two["all"]
+
+
+def test_shards_in_bf16_learn_as_whole_models_do(folders: tuple[Path, Path]):
+    one, two = (result(folder, "bf16") for folder in folders)
+    assert two["losses"] == pytest.approx(one["losses"], rel=3e-3)
+
+
+def test_a_checkpoint_of_shards_has_a_file_of_each_process_and_goes_on(folders: tuple[Path, Path]):
+    one, two = folders
+    files = result(two, "split_stopped")["files"]
+    assert {"manifest.json", "state.json"} < set(files)
+    assert len([name for name in files if name.endswith(".safetensors")]) == 2
+    for folder, case in ((two, "split_resumed"), (two, "split_switched"), (one, "split_switched")):
+        assert result(folder, case)["losses"] == pytest.approx(result(one, "full")["losses"], rel=SAME)
 
 
 def micro(*lengths: int) -> tuple[Piece, ...]:

@@ -2,6 +2,7 @@
 needs. Goes through CASES in order and leaves what came out in FOLDER/<case>.json, or <case>-<rank>.json.
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -25,6 +26,8 @@ from metier.core.events import Events  # noqa: E402
 from metier.core.team import Team  # noqa: E402
 from metier.train.checkpoint import Checkpoints  # noqa: E402
 from metier.train.forward import Forward  # noqa: E402
+from metier.train.precision import Precision, choose  # noqa: E402
+from metier.train.sharded import shard, whole  # noqa: E402
 from metier.train.together import World  # noqa: E402
 
 GENTLE = {"learning_rate": 1e-3}
@@ -105,6 +108,69 @@ def often(folder: Path, world: World) -> dict[str, Any]:
     return told(run, fakes.tiny("llama"), folder, world=parted(world), checkpoints=every, **CUT)
 
 
+def split(folder: Path, world: World) -> dict[str, Any]:
+    """As `full`, but that the processes hold the model between them."""
+    return held(fakes.tiny("llama"), folder, world)
+
+
+def untied(folder: Path, world: World) -> dict[str, Any]:
+    """With a head of its own, blocks computed again, and the best weights kept."""
+    return held(fakes.tiny_llama(tied=False), folder, world, checkpointing=True, keep_best=True)
+
+
+def gpt2(folder: Path, world: World) -> dict[str, Any]:
+    """GPT-2, in parts of micro-steps of which there are too few for all."""
+    return held(fakes.tiny_gpt2(), folder, world, max_steps=3, batches={**DATA, "batch_size": 1, "accumulation": 1})
+
+
+def bf16(folder: Path, world: World) -> dict[str, Any]:
+    """Mixed precision: gathered in bf16, held in float32."""
+    return held(fakes.tiny("llama"), folder, world, precision=Precision("bf16", "asked for"))
+
+
+def split_stopped(folder: Path, world: World) -> dict[str, Any]:
+    """A checkpoint of shards."""
+    stop = StopAt(4 if world.rank == 0 else 10**9)
+    try:
+        held(fakes.tiny("llama"), folder, world, check_stop=stop)
+    except Interrupted:
+        return {"files": sorted(path.name for path in max(folder.glob("checkpoint-*")).iterdir())}
+    return {}
+
+
+def split_resumed(folder: Path, world: World) -> dict[str, Any]:
+    """From the checkpoint of `split_stopped`."""
+    return held(fakes.tiny("llama"), folder.with_name("split_stopped"), world)
+
+
+def split_switched(folder: Path, world: World) -> dict[str, Any]:
+    """From a checkpoint that another number of processes left in `split_other`."""
+    return held(fakes.tiny("llama"), folder.with_name("split_other"), world)
+
+
+def held(model: Any, folder: Path, world: World, **changes: Any) -> dict[str, Any]:
+    """Trained with shards, where there is more than one process."""
+    precision = changes.pop("precision", choose("fp32", width=32))
+    world = dataclasses.replace(world, sharded=not world.alone, whole=False)
+    full = copy.deepcopy(model)
+    if not world.alone:
+        shard(model, precision)
+    more = {**GENTLE, "precision": precision, "sharded": not world.alone, **changes}
+    found = told(run, model, folder, world=world, **more) if world.alone else {}
+    if not found:
+        state = run(model, folder, world=world, **more)
+        whole(model, full)
+        found = {
+            "losses": state.losses,
+            "dev": state.dev_losses,
+            "step": state.step,
+            "sum": float(sum(p.detach().double().abs().sum() for p in full.parameters())),
+            "held": sum(p.to_local().numel() for p in model.parameters()),
+            "all": sum(p.numel() for p in model.parameters()),
+        }
+    return found
+
+
 def parted(world: World) -> World:
     """With micro-steps cut for the processes."""
     return dataclasses.replace(world, whole=False)
@@ -121,6 +187,13 @@ CASES: list[Callable[[Path, World], dict[str, Any]]] = [
     switched,
     scarce,
     often,
+    split,
+    untied,
+    gpt2,
+    bf16,
+    split_stopped,
+    split_resumed,
+    split_switched,
 ]
 
 

@@ -73,6 +73,12 @@ def plan(
     store: StoreFolder = STORE,
     only: OnlyStep = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="Print the recipe with every default instead.")] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster", metavar="8xH100", help="What training would take there, instead: memory, speed, time."
+        ),
+    ] = None,
     variant: Variant = None,
     smoke: Smoke = False,
 ) -> None:
@@ -80,7 +86,11 @@ def plan(
     from metier.cli.plan import show_plan, show_resolved
     from metier.trial.reshape import Trial
 
-    if resolved:
+    if cluster is not None:
+        from metier.cli.cluster import show_cluster
+
+        show_cluster(recipe, overrides or [], store, only, Trial(variant, smoke), cluster)
+    elif resolved:
         show_resolved(recipe, overrides or [], Trial(variant, smoke))
     else:
         show_plan(recipe, overrides or [], store, only, Trial(variant, smoke))

@@ -55,6 +55,7 @@ class Machine:
     or cuda. auto: what `precision: auto` means for a model wide enough to gain. peaks: operations a second of large
     matrix products, by type (fp32, bf16, fp16, int8). reached: the share of the peak that training reached, by what was
     run ("bf16", "bf16+int8") and the model's width.
+    processes: how many share a step, here and on other machines.
     """
 
     memory_bytes: float
@@ -62,6 +63,7 @@ class Machine:
     auto: str
     peaks: Mapping[str, float] = field(default_factory=dict)
     reached: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    processes: int = 1
 
     @classmethod
     def here(cls, store: Path | None = None) -> "Machine":

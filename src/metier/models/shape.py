@@ -22,6 +22,11 @@ BLOCK_LISTS = ("layers", "h", "blocks")
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
 
 
+def plain_name(module: nn.Module) -> str:
+    """The name of a module's class; that of one whose weights FSDP2 shards is not the one that it makes of it."""
+    return type(module).__name__.removeprefix("FSDP")
+
+
 @dataclass(frozen=True)
 class Parameters:
     """Numbers of parameters; a tied weight counts once. total: an adapter's included. trained: those that learn."""

@@ -1,8 +1,9 @@
 """The state of a training run on disk, so that a stopped run goes on where it was and ends with the same bits.
 
-    checkpoint-<step>/   tensors.safetensors (trained weights, optimizer moments, best weights so far)
+    checkpoint-<step>/   tensors.safetensors (trained weights, optimizer moments, best weights so far), or a file of
+                         each process with the shards that it held (`sharded`)
                          state.json (counters, scale, log, place in the data, and what the run is made from)
-                         manifest.json (size and sha256 of both, and of itself)
+                         manifest.json (size and sha256 of all, and of itself)
 
 Written aside, files and folders flushed, renamed; then older ones go, but for one from at least `BACK` steps before
 (and the one that is to follow it): a damaged one is refused by name and the one before is gone on with, and training
@@ -64,6 +65,7 @@ class Checkpoints:
     warn: Warn = lambda _: None
     _last: float = field(default_factory=time.monotonic)
     _took: float = 0.0
+    _started: float = 0.0
     _whole: set[Path] = field(default_factory=set)
 
     def due(self) -> bool:
@@ -73,13 +75,38 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write the state after `step` optimizer steps, then delete those that are not needed any more."""
-        started = time.monotonic()
-        target = self.folder / f"{PREFIX}{step}"
-        if not self._is_whole(target):
-            self._write(target, tensors, {**state, MADE_FROM: dict(self.made_from)})
+        self._started = time.monotonic()
+        if not self.has(step):
+            aside = self.begin(step)
+            try:
+                _save_tensors(dict(tensors), aside / TENSORS)
+                self.finish(step, state)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
+            return
+        self.finish(step, None)
+
+    def has(self, step: int) -> bool:
+        """Whether the state after so many steps is there, whole."""
+        return self._is_whole(self.folder / f"{PREFIX}{step}")
+
+    def begin(self, step: int) -> Path:
+        """An empty folder to write tensors to, in files that end in .safetensors, before `finish`."""
+        self._started = time.monotonic()
+        for left in (*self.folder.glob(f"{ASIDE}*"), *self.folder.glob(f"{GONE}*")):  # by a process that died
+            shutil.rmtree(left, ignore_errors=True)
+        aside = self.folder / f"{ASIDE}{PREFIX}{step}"
+        aside.mkdir(parents=True)
+        return aside
+
+    def finish(self, step: int, state: Mapping[str, Any] | None) -> None:
+        """Make a checkpoint of what was written since `begin` (None: it is there), and delete older ones."""
+        if state is not None:
+            self._seal(self.folder / f"{PREFIX}{step}", {**state, MADE_FROM: dict(self.made_from)})
         self._forget(step)
         self._last = time.monotonic()
-        self._took = self._last - started
+        self._took = self._last - self._started
 
     def load(self, at_most: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and state of the newest whole one, or None where there is none. at_most: the latest step.
@@ -102,12 +129,16 @@ class Checkpoints:
             return _step(folder)
         return None
 
-    def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors and state of the one of that step, which `newest` named."""
+    def read(self, step: int, like: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and state of the one of that step, which `newest` named. like: as in `sharded.read`."""
         folder = self.folder / f"{PREFIX}{step}"
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
         del state[MADE_FROM]
-        return load_file(folder / TENSORS), state
+        if not like and (folder / TENSORS).is_file():
+            return load_file(folder / TENSORS), state
+        from metier.train.sharded import read
+
+        return read(folder, like or {}), state
 
     def drop_after(self, step: int) -> None:
         """Delete those of later steps: training goes another way from here."""
@@ -129,27 +160,20 @@ class Checkpoints:
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
-    def _write(self, target: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        for left in (*self.folder.glob(f"{ASIDE}*"), *self.folder.glob(f"{GONE}*")):  # by a process that died
-            shutil.rmtree(left, ignore_errors=True)
+    def _seal(self, target: Path, state: Mapping[str, Any]) -> None:
         aside = self.folder / f"{ASIDE}{target.name}"
-        aside.mkdir(parents=True)
-        try:
-            _save_tensors(dict(tensors), aside / TENSORS)
-            (aside / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
-            for name in (TENSORS, STATE):
-                _flush(aside / name)
-            (aside / MANIFEST).write_text(_manifest({name: _facts(aside / name) for name in (TENSORS, STATE)}), "utf-8")
-            _flush(aside / MANIFEST)
-            _flush(aside)
-            if target.exists():  # damaged
-                self._remove(target)
-            aside.rename(target)
-            _flush(self.folder)
-            self._whole.add(target)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+        (aside / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+        names = [*sorted(path.name for path in aside.iterdir() if path.name != STATE), STATE]
+        for name in names:
+            _flush(aside / name)
+        (aside / MANIFEST).write_text(_manifest({name: _facts(aside / name) for name in names}), "utf-8")
+        _flush(aside / MANIFEST)
+        _flush(aside)
+        if target.exists():  # damaged
+            self._remove(target)
+        aside.rename(target)
+        _flush(self.folder)
+        self._whole.add(target)
 
     def _forget(self, newest: int) -> None:
         """Delete what is not needed beside that of `newest`, which is whole.
@@ -190,7 +214,7 @@ def damage(folder: Path) -> str | None:
     try:
         text = (folder / MANIFEST).read_bytes().decode("utf-8")
         files = json.loads(text)["files"]
-        if text != _manifest(files) or set(files) != {TENSORS, STATE}:
+        if text != _manifest(files) or STATE not in files or len(files) < 2:
             return f"{MANIFEST} is not as it was written"
         for name, facts in files.items():
             size = (folder / name).stat().st_size

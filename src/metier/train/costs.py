@@ -137,8 +137,8 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
     activations count together although the ones grow as the others go, as freed memory is kept for the next step.
     saving: frozen weights that were held in fewer bits are read again.
     """
-    trained = float(sum(job.trained.values()))
-    fixed: Bytes = {"base": base(job), "weights": weights(job)}
+    trained = float(sum(job.trained.values())) / job.shards
+    fixed: Bytes = {"base": base(job), "weights": weights(job) / job.shards}
     if job.device == "cpu":
         fixed["data"] = 6.0 * reading.tokens + 700.0 * reading.pieces
     if job.adapts:
@@ -149,7 +149,7 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
     if job.checkpointing:  # what is kept of the block that is computed again
         one_block += block_bytes(job, reading, rows_of(reading))
     passing = {"one block": one_block, "head": head_bytes(job, reading)}
-    held: Bytes = {**fixed, "moments": moments_bytes(job)}
+    held: Bytes = {**fixed, "moments": moments_bytes(job) / job.shards}
     grown = {"gradients": 4.0 * trained}
     kept = {"activations": activations(job, reading), **dict([max(passing.items(), key=lambda part: part[1])])}
     training = {**held, **grown, **kept}
@@ -161,6 +161,8 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
         training["one update"] = UPDATE * max(prod(sides) for sides in job.shape.anatomy.linear.values())
     if job.keeps_best:
         training["best weights"] = 4.0 * trained
+    if job.shards > 1:
+        training["gathered units"] = gathered(job)
     if job.cache == "memory" and job.device == "cpu":
         training["prefix cache"] = cache_bytes(job, reading)
     dev_read = replace(reading, micro=reading.dev_micro)
@@ -170,7 +172,20 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
     if read_again and job.device == "cpu":
         whole = {"the model read again": 4.0 * sum(job.shape.sizes.values())}
         found["saving"] = {**fixed, **whole, **loading(job)}
+    if job.shards > 1 and job.device != "cuda":  # whole before it is cut, and whole in process 0 when it is saved
+        whole = {"the whole model": 4.0 * sum(job.shape.sizes.values())}
+        found["loading"] = {"base": base(job), **whole, **loading(job)}
+        found["saving"] = {**fixed, **whole, **loading(job)}
     return found
+
+
+def gathered(job: Job) -> float:
+    """What FSDP2 holds whole for a while: embeddings, and twice the larger of a block and the head, with a gradient
+    each in the type of the products, and one in float32 on its way."""
+    embeddings = float(job.shape.vocabulary * job.shape.width)
+    block = max(sum(prod(sides) for sides in layers.values()) for layers in job.shape.blocks)
+    largest = max(float(block), embeddings)
+    return job.products * (2 * embeddings + 3 * largest) + 4.0 * largest
 
 
 def base(job: Job) -> float:

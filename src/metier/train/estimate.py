@@ -102,6 +102,7 @@ def described(stage: "Training", sources: Mapping[str, Source], machine: Machine
         device=machine.device,
         new_rows=_new_rows(stage, folder),
         teacher_bytes=_teacher_bytes(stage, sources, machine),
+        shards=machine.processes if stage.shard else 1,
     )
     job = replace(job, cache=_cache(stage, job, read, machine))
     wanted = stage.micro_batch

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from metier.core.errors import ModelError
 from metier.models.new_rows import beneath, embedded, new_rows
 from metier.models.quantized import Packed
-from metier.models.shape import blocks, input_embeddings
+from metier.models.shape import blocks, input_embeddings, is_tied, plain_name
 from metier.models.stream import give_back
 from metier.train.attention import transformers_attention
 from metier.train.batches import Ids, Piece
@@ -38,10 +38,12 @@ from metier.train.memory import kept_memory, returned_memory
 from metier.train.precision import Precision
 from metier.train.prefix_cache import PrefixCache
 from metier.train.rows import Row, pack
+from metier.train.sharded import units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+T = TypeVar("T")
 ATTENTION = "metier_packed"
 WORTH_SELECTING = 0.9
 """The last block is cut down to the tokens before targets where these are at most that share of the row."""
@@ -57,7 +59,7 @@ class Forward:
     that open most pieces. label_smoothing: of the training loss. neftune: the alpha of the noise on the embeddings
     while training (arXiv 2310.05914). checkpointing: recompute each block in backward instead of keeping what is in it.
     cache: for the frozen lower blocks. teacher: a model of the same vocabulary, in evaluation mode, and the share of
-    the training loss that is the divergence from it.
+    the training loss that is the divergence from it. sharded: the model's weights are held by several processes.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Forward:
         checkpointing: bool = False,
         cache: PrefixCache | None = None,
         teacher: "tuple[Forward, float] | None" = None,
+        sharded: bool = False,
     ):
         self.model = model
         self._precision = precision
@@ -79,6 +82,7 @@ class Forward:
         self._neftune = neftune
         self._checkpointing = checkpointing
         self._teacher = teacher
+        self._sharded = sharded
         self._cache = None if neftune is not None else cache  # noise changes what the lower blocks read
         self.frozen = frozen_blocks(model)
         family = next((family for family in FAMILIES if family.fits(model)), None)
@@ -95,7 +99,9 @@ class Forward:
     def __enter__(self) -> Self:
         self._aside = self._stack.enter_context(ThreadPoolExecutor(1, "metier-rows"))
         small = any(isinstance(module, Packed) for module in self.model.modules())
-        self._stack.enter_context(returned_memory() if small else kept_memory())
+        self._stack.enter_context(returned_memory() if small or self._sharded else kept_memory())
+        if self._sharded:
+            self._stack.enter_context(units(self.model, self._dtype, checkpointing=self._checkpointing))
         self._stack.enter_context(_packed_attention(self.model))
         if self._teacher is not None:
             self._stack.enter_context(_packed_attention(self._teacher[0].model))
@@ -135,30 +141,37 @@ class Forward:
         row = self._row(micro)
         if following is not None and self._aside is not None:
             self._ahead = following, self._aside.submit(self._laid, following)
-        value = None
         self._learning = True
         try:
-            hidden = self._hidden(row)
-            if weigh is not None:
-                weights, value = weigh(row, self._losses(row, hidden))
-                row = replace(row, weights=weights)
-            loss = self._loss(row, hidden, self._smoothing)
+            loss, value = self._within(lambda: self._learned(row, weigh))
         finally:
             self._learning = False
         torch.autograd.backward(loss * scale)
         return loss.detach() if value is None else value
 
+    def _learned(self, row: Row, weigh: Weigh | None) -> tuple[Tensor, Tensor | None]:
+        """The loss to go back from, and what is reported in its place."""
+        hidden, value = self._hidden(row), None
+        if weigh is not None:
+            weights, value = weigh(row, self._losses(row, hidden))
+            row = replace(row, weights=weights)
+        return self._loss(row, hidden, self._smoothing), value
+
+    def _within(self, work: Callable[[], T]) -> T:
+        """`work` while the model's own weights are there."""
+        return self.model(work) if self._sharded else work()
+
     def losses(self, micro: Sequence[Piece]) -> Tensor:
         """The loss of every target in nats, piece by piece in order: (T,), without gradients, smoothing and noise."""
         row = pack(micro, self._prefix).to(self.device)
         with torch.no_grad():
-            return self._losses(row, self._hidden(row))
+            return self._within(lambda: self._losses(row, self._hidden(row)))
 
     def summed_loss(self, micro: Sequence[Piece]) -> Tensor:
         """The plain sum of the losses of all targets in nats, without gradients, smoothing and noise."""
         row = self._laid(micro)
         with torch.no_grad():
-            return self._loss(row, self._hidden(row), 0.0)
+            return self._within(lambda: self._loss(row, self._hidden(row), 0.0))
 
     def flops(self, micro: Sequence[Piece]) -> float:
         """Arithmetic that `backward` needs for these pieces, in multiply and add operations of matrix products.
@@ -182,7 +195,9 @@ class Forward:
         x = self._lower(row, context)
         for block in body.blocks[self.frozen :]:
             last = few and block is body.blocks[-1]
-            if self._checkpointing and torch.is_grad_enabled():
+            if self._sharded:
+                x = block.module(x, row, context, last)
+            elif self._checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, row, context, last, use_reentrant=False)
             else:
                 x = block(x, row, context, last)
@@ -198,7 +213,8 @@ class Forward:
         body = self._body
         assert body is not None
         if self.frozen == 0:
-            return self._noisy(body.embed(row), row)
+            x = body.embed(row)
+            return self._noisy(x.float() if self._sharded else x, row)
         if self._cache is None:
             return self._through_frozen(row, context)
         return self._cache.values(row, self._computed).to(self.device)
@@ -265,12 +281,16 @@ class Forward:
         module = self.model.get_output_embeddings()
         weights, taught = row.weights, self._taught(row)
         head, fresh = beneath(module), new_rows(module)
-        if type(head) is nn.Linear:
+        if plain_name(head) == "Linear":
             apart = (None, 0) if fresh is None else (fresh.values, fresh.first)
-            loss: Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
-                hidden, head.weight, head.bias, row.targets, weights, smoothing, self._dtype, *apart, taught
-            )
-            return loss
+
+            def lost(hidden: Tensor) -> Tensor:
+                loss: Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
+                    hidden, head.weight, head.bias, row.targets, weights, smoothing, self._dtype, *apart, taught
+                )
+                return loss
+
+            return self._at_head(lost, hidden)
         with self._precision.autocast():  # an adapter on the head: its own forward, all scores at once
             scores = module(hidden).float()
         losses = F.cross_entropy(scores, row.targets, reduction="none", label_smoothing=smoothing)
@@ -279,6 +299,13 @@ class Forward:
             away = F.kl_div(torch.log_softmax(scores, -1), wanted, reduction="none", log_target=True).sum(-1)
             losses = (1 - taught.share) * losses + taught.share * away
         return (losses if weights is None else losses * weights).sum()
+
+    def _at_head(self, work: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """`work` while the head's weight is there; a tied one is there with the model's own."""
+        if self._sharded and not is_tied(self.model):
+            found: Tensor = self.model.get_output_embeddings()(work, hidden)
+            return found
+        return work(hidden)
 
     def _taught(self, row: Row) -> Taught | None:
         """What the teacher makes of a row's targets, while training."""
@@ -293,8 +320,8 @@ class Forward:
         """The loss of every target, without gradients: (T,)."""
         head = self.model.get_output_embeddings()
         with torch.no_grad():
-            if type(head) is nn.Linear:
-                return each_loss(hidden, head.weight, head.bias, row.targets, self._dtype)
+            if plain_name(head) == "Linear":
+                return self._at_head(lambda h: each_loss(h, head.weight, head.bias, row.targets, self._dtype), hidden)
             with self._precision.autocast():
                 scores = head(hidden).float()
             return F.cross_entropy(scores, row.targets, reduction="none")

@@ -43,6 +43,7 @@ from metier.train.precision import Precision, best_device, choose, gemm_peak
 from metier.train.prefix_cache import ROW, Kind, PrefixCache, decide, layout_of, room_for
 from metier.train.scarce import MemoryRanOut, ran_out
 from metier.train.schedule import DECAY
+from metier.train.sharded import shard, whole
 from metier.train.stage import SAME_VOCABULARY, Training, check_teacher, context_of
 from metier.train.together import World
 
@@ -93,21 +94,26 @@ def _train(stage: Training, ctx: Context) -> Mapping[str, float]:
     extension = read_extension(folder)
     if stage.method == "rows" and extension is not None and not extension.count:
         return _nothing_new(stage, ctx, folder, tokenizer)
-    world = World.of(ctx.team, 1 if stage.micro_batch is not None else stage.accumulation)
+    world = World.of(ctx.team, 1 if stage.micro_batch is not None else stage.accumulation, sharded=stage.shard)
     chosen = world.in_turn(lambda: choose_once(stage, ctx))
     precision = chosen.precision
     check_memory(stage, ctx.sources, machine_for(precision, world))
     with ExitStack() as stack:
         memory = stack.enter_context(PeakMemory())
-        model = load_base(stage, folder, precision)
+        model = load_base(stage, folder, precision, whole=not world.sharded)
         adapted, parameters = apply(model, stage.method, seed=stage.seed, extension=extension)
         if isinstance(stage.method, FreezeMethod):
             cast_((p for p in model.parameters() if p.requires_grad), torch.float32)
             cast_((p for p in model.parameters() if not p.requires_grad), precision.dtype)
-        check_exact(model, material.pieces, precision)
+        if not world.sharded or precision.device.type == "cpu":  # else it is not there yet
+            check_exact(model, material.pieces, precision)
         _announce(stage, ctx, model, parameters, precision)
         _announce_processes(stage, ctx, model, world)
+        if world.sharded:
+            shard(model, precision)
         state = _fit(stage, ctx, model, material, chosen, length, world)
+        if world.sharded:
+            model = whole(model, load_base(stage, folder, precision, whole=False) if world.first else None)
         if not world.first:
             return {}
         if isinstance(stage.method, LoraMethod):
@@ -154,8 +160,8 @@ def choose_once(stage: Training, ctx: Context) -> Chosen:
     return chosen
 
 
-def load_base(stage: Training, folder: Path, precision: Precision) -> "PreTrainedModel":
-    """The model that is trained from, on its device.
+def load_base(stage: Training, folder: Path, precision: Precision, *, whole: bool = True) -> "PreTrainedModel":
+    """The model that is trained from, on its device; in this machine's memory where that is not to hold it `whole`.
 
     An adapter is merged in float32. Below a LoRA and new rows all weights are then held in the type of the products, or
     quantised as they are read. For freeze they come as they are stored, as what trains must start from exactly that.
@@ -174,7 +180,7 @@ def load_base(stage: Training, folder: Path, precision: Precision) -> "PreTraine
         model = load(folder, dtype=stored_dtype(folder) if isinstance(stage.method, FreezeMethod) else held).model
     if stage.quantize in ("8bit", "4bit"):
         mark(model, stage.quantize)
-    return model.to(precision.device)
+    return model.to(precision.device) if whole else model
 
 
 def _teacher(
@@ -215,7 +221,7 @@ def machine_for(precision: Precision, world: World) -> Machine:
     device = precision.device
     cuda = device.type == "cuda"  # each process has a GPU for itself
     free = float(torch.cuda.mem_get_info(device)[0]) if cuda else free_memory() / world.local_size
-    return Machine(free, device.type, precision.name)
+    return Machine(free, device.type, precision.name, processes=world.size)
 
 
 def _width(config: Mapping[str, Any]) -> int:
@@ -239,6 +245,8 @@ def _announce(
 
 def _announce_processes(stage: Training, ctx: Context, model: "PreTrainedModel", world: World) -> None:
     if world.alone:
+        if stage.shard:
+            ctx.events.note("shard has no effect with one process: run with --processes, or under torchrun")
         return
     ctx.events.note(f"{world.size} processes train together, {world.local_size} of them on this machine")
     drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
@@ -291,6 +299,7 @@ def _fit(
         neftune=stage.neftune,
         checkpointing=stage.gradient_checkpointing,
         teacher=_teacher(stage, ctx, model, chosen.precision, prefix),
+        sharded=world.sharded,
     )
     objective = stage.objective(forward, material, micro, ctx.check_stop)
     return fit(

@@ -42,6 +42,7 @@ from metier.train.optimizers import Kind, Optimizers
 from metier.train.precision import Precision, gemm_peak
 from metier.train.scarce import Foresight, MemoryRanOut, narrowed, ran_out
 from metier.train.schedule import DECAY, Shape, share_of_peak
+from metier.train.sharded import norm_of, write
 from metier.train.together import ALONE, World
 
 if TYPE_CHECKING:
@@ -425,16 +426,26 @@ class _Loop:
 
     def save(self, checkpoints: Checkpoints, total: int, epoch_ends: Sequence[int]) -> None:
         """Keep all of it in a checkpoint."""
-        if self.world.first:
-            state = {**asdict(self.state), PLACE: self.place(total, epoch_ends)}
-            checkpoints.save(self.state.step, self.tensors(), state)
+        step, world = self.state.step, self.world
+        state = {**asdict(self.state), PLACE: self.place(total, epoch_ends)} if world.first else {}
+        if not world.sharded:
+            if world.first:
+                checkpoints.save(step, self.tensors(), state)
+        elif not world.decide(lambda: checkpoints.has(step)):  # damaged ones are not
+            aside = Path(world.decide(lambda: str(checkpoints.begin(step))))
+            write(self.tensors(), aside)
+            world.wait()
+            if world.first:
+                checkpoints.finish(step, state)
+        elif world.first:
+            checkpoints.finish(step, None)
 
     def kept(
         self, checkpoints: Checkpoints, at_most: int | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What the newest whole checkpoint holds. Process 0 says which that is, and deletes none that others read."""
         step = self.world.decide(lambda: checkpoints.newest(at_most))
-        found = None if step is None else checkpoints.read(step)
+        found = None if step is None else checkpoints.read(step, self.named if self.world.sharded else {})
         self.world.wait()
         return found
 
@@ -520,12 +531,13 @@ class _Loop:
         for index, (place, micro) in enumerate(own):
             self._micro = micro
             self._look()
-            torch.manual_seed(_mix(self.course.seed, self.state.step, place))
+            torch.manual_seed(_mix(self.course.seed, self.state.step, place or 0))
             following = own[index + 1][1] if index + 1 < len(own) else self._next
             with self.foresight.of(micro) if self.precision.device.type == "cpu" else nullcontext():
-                sums[place] = self.forward.backward(
-                    micro, scale=self.state.scale / weight, following=following, weigh=weigh
-                )
+                scale = 0.0 if place is None else self.state.scale / weight
+                loss = self.forward.backward(micro, scale=scale, following=following, weigh=weigh)
+                if place is not None:
+                    sums[place] = loss
         self._micro = ()
         return sums
 
@@ -535,7 +547,9 @@ class _Loop:
         for place, micro in self.world.own(window):
             self._micro = micro
             self._look()
-            sums[place] = self.forward.summed_loss(micro)
+            loss = self.forward.summed_loss(micro)
+            if place is not None:
+                sums[place] = loss
         self._micro = ()
         return sums
 
@@ -563,7 +577,7 @@ class _Loop:
             try:
                 done = work(narrowed(window, self.state.micro_tokens))
             except (MemoryError, RuntimeError) as error:
-                if not ran_out(error) or not self._micro:
+                if not ran_out(error) or not self._micro or self.world.sharded:
                     raise
                 said = str(error) or type(error).__name__
             if said:  # out here what the failed attempt held is free
@@ -601,8 +615,8 @@ class _Loop:
         if self.state.scale != 1:
             torch._foreach_mul_(found, 1 / self.state.scale)
         if self.course.clip is None:
-            return nn.utils.get_total_norm(found)
-        return nn.utils.clip_grad_norm_(self.named.values(), self.course.clip)
+            return norm_of(nn.utils.get_total_norm(found))
+        return norm_of(nn.utils.clip_grad_norm_(self.named.values(), self.course.clip))
 
     def report(self, total: int) -> None:
         """Say how far training is, unless that was said or nothing has been trained since a resume."""

@@ -115,7 +115,7 @@ class Job:
     """The settings that decide what a step takes. cache: whether the frozen lower blocks' output is kept, and where.
 
     new_rows: how many rows of the embeddings, and of a head that is not tied, train apart from the rest. teacher_bytes:
-    of a teacher's weights.
+    of a teacher's weights. shards: how many processes hold the model between them.
     """
 
     shape: Shape
@@ -129,6 +129,7 @@ class Job:
     device: str = "cpu"
     new_rows: int = 0
     teacher_bytes: float = 0.0
+    shards: int = 1
 
     @cached_property
     def ranks(self) -> dict[str, int]:

@@ -96,6 +96,9 @@ class Training(Stage):
     """Compute each block again in the backward pass instead of keeping what is inside it: less memory, more time."""
     prefix_cache: Annotated[Literal["auto", "memory", "disk", "off"], Runtime()] = "auto"
     """With freeze: where the output of the frozen lower blocks is kept for later epochs. auto: where there is room."""
+    shard: Annotated[bool, Runtime()] = False
+    """Several processes hold weights, gradients and moments between them (FSDP2) instead of each all of them: for full
+    training of what one cannot hold. More is sent between them. For `method: full` with `optimizer: adamw`."""
     seed: int = Field(0, ge=0)
     """Decides the order of the data, the replay drawn, an adapter's start and dropout."""
     dev_every: int | None = Field(None, ge=1)
@@ -110,6 +113,8 @@ class Training(Stage):
     @model_validator(mode="after")
     def _settings_agree(self) -> "Training":
         lora = self.method.lora if isinstance(self.method, LoraMethod) else None
+        if self.shard and (self.method != "full" or self.optimizer != "adamw" or self.teacher is not None):
+            raise ValueError("shard is for `method: full` with `optimizer: adamw` and no teacher: leave it out")
         if self.optimizer == "muon" and self.method == "rows":
             raise ValueError("muon makes whole matrices orthogonal, and new rows are part of one: use adamw")
         if self.optimizer == "muon" and lora is not None:

@@ -36,21 +36,23 @@ class World:
     """All processes of a training step. One process alone: every method gives back what it was given.
 
     whole: micro-steps are dealt out as one process cuts them, which leaves a process idle where they are no multiple
-    of the processes; else they are cut smaller.
+    of the processes; else they are cut smaller. sharded: they hold the model between them (`sharded`), so each takes
+    part in every micro-step: who has none does another's, for nothing.
     """
 
     rank: int = 0
     size: int = 1
     local_size: int = 1
     whole: bool = False
+    sharded: bool = False
     _cuts: deque[tuple[Window, Window]] = field(default_factory=lambda: deque(maxlen=4))
 
     @classmethod
-    def of(cls, team: Team | None, accumulation: int = 1) -> "World":
+    def of(cls, team: Team | None, accumulation: int = 1, *, sharded: bool = False) -> "World":
         """The processes of a context, whose default group is there. accumulation: micro-steps of most windows."""
         if team is None or team.size == 1:
             return cls()
-        return cls(team.rank, team.size, team.local_size, accumulation % team.size == 0)
+        return cls(team.rank, team.size, team.local_size, accumulation % team.size == 0, sharded)
 
     @property
     def alone(self) -> bool:
@@ -78,9 +80,13 @@ class World:
         self._cuts.append((window, found))
         return found
 
-    def own(self, window: Window) -> list[tuple[int, Micro]]:
-        """This process's micro-steps with their places in the window, of which each has one owner."""
-        return [(place, micro) for place, micro in enumerate(window) if place % self.size == self.rank]
+    def own(self, window: Window) -> list[tuple[int | None, Micro]]:
+        """This process's micro-steps, with their places in the window, each of one owner (None: for nothing)."""
+        places: list[int | None] = [*range(self.rank, len(window), self.size)]
+        found = list(zip(places, window[self.rank :: self.size], strict=True))
+        if self.sharded and len(found) < -(-len(window) // self.size):
+            found.append((None, window[0]))
+        return found
 
     def added(self, values: Tensor) -> Tensor:
         """The sum over all processes of a small tensor, in place; the same bits in each."""
@@ -98,7 +104,7 @@ class World:
 
     def sum_gradients(self, named: Mapping[str, nn.Parameter]) -> None:
         """Give every parameter the sum of its gradients; None where no process has one."""
-        if self.alone:
+        if self.alone or self.sharded:  # shards have the sum already
             return
         there = torch.tensor([p.grad is not None for p in named.values()], dtype=torch.int32)
         dist.all_reduce(there, op=dist.ReduceOp.MAX)

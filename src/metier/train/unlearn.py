@@ -69,6 +69,8 @@ class Unlearn(Prompted):
             raise ValueError(f"beta has no effect with `loss: {self.loss}`: leave it out")
         if self.gamma and self.loss != "simnpo":
             raise ValueError(f"gamma has no effect with `loss: {self.loss}`: leave it out, or use simnpo")
+        if self.shard:
+            raise ValueError("shard is not for unlearning: leave it out")
         for name, off in WITHOUT.items():
             if getattr(self, name) != off:
                 raise ValueError(f"{name} works against forgetting: leave it out")

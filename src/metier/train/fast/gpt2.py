@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metier.models.new_rows import embedded
+from metier.models.shape import plain_name
 from metier.train.attention import attend
 from metier.train.fast.linear import Group
 from metier.train.fast.ops import Apply, Gelu, Identity, LayerNorm, dropout
@@ -22,7 +23,7 @@ def fits(model: "PreTrainedModel") -> bool:
     """Whether the model is a GPT-2 with its usual activation."""
     config = model.config
     plain = config.model_type == "gpt2" and not config.add_cross_attention and not config.reorder_and_upcast_attn
-    return type(model).__name__ == "GPT2LMHeadModel" and plain and config.activation_function == "gelu_new"
+    return plain_name(model) == "GPT2LMHeadModel" and plain and config.activation_function == "gelu_new"
 
 
 class Body:

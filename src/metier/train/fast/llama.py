@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metier.models.new_rows import embedded
+from metier.models.shape import plain_name
 from metier.train.attention import attend
 from metier.train.fast.linear import Group
 from metier.train.fast.ops import Apply, Identity, RmsNorm, Rotate, SwiGlu
@@ -23,7 +24,7 @@ def fits(model: "PreTrainedModel") -> bool:
     config = model.config
     types = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return type(model).__name__ in types and config.hidden_act == "silu" and not windowed
+    return plain_name(model) in types and config.hidden_act == "silu" and not windowed
 
 
 class Body:
