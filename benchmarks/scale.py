@@ -24,8 +24,8 @@ from benchmarks.rows import Row, write
 from benchmarks.work import MEDQUAD, SHARED, clean, medquad, need_shared, tinyllama, write_weights
 
 COMMAND = "python -m benchmarks.scale"
-TURNS = 5
-STEPS = 4
+TURNS = 3
+STEPS = 3
 LAYERS = 6
 LEAST, MOST = 2, 22
 A_LAYER, REST = 44.0e6, 131.1e6
@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "method": {"lora": {"r": 16}},
         "block_size": 512,
         "batch_size": 2,
-        "accumulation": 2,
+        "accumulation": 4,
         "max_steps": STEPS,
         "log_every": 1,
         "precision": "bf16",

@@ -57,7 +57,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     shutil.copytree(one / "split_stopped", two / "split_other")
     port = free_port()
     processes = [start(two, rank, port) for rank in (0, 1)]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    assert [process.wait(timeout=280) for process in processes] == [0, 0]
     shutil.copytree(two / "stopped", one / "other")
     shutil.copytree(two / "split_stopped", one / "split_other")
     alone(one, "switched", "split_switched")

@@ -216,7 +216,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=240))
     world = World.of(Team(rank, size, size), accumulation=size)
     for case in CASES:
         found = case(folder / case.__name__, world)
