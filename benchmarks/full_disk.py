@@ -45,7 +45,7 @@ def full(torture: Torture, most: int) -> list[Fault]:
     """The disk is full from each write of each step on, or from `most` of them, evenly spaced; and in two other ways.
 
     Of the run's writes, one after the other, a tenth is tried from an empty store; of each step's, every one is, where
-    the others are made already: that is the same harm in a tenth of the time.
+    the others are made already: the same harm, without all that comes before and after it.
     """
     alone = most == 1
     few = (most + 9) // 10
