@@ -6,6 +6,7 @@ of each kind, stories260K, and tiny random ones of Llama's and GPT-2's architect
 TinyLlama, GPT-2 and Llama 3 (which only the folder beside the project has).
 """
 
+import copy
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,10 +21,11 @@ from metier.export.card import Facts
 from metier.export.chat_template import publish_template
 from metier.export.folder import Exported, Wanted, export_model
 from metier.export.gguf import llamacpp
+from metier.export.gguf.read import read_model
 from metier.export.gguf.tokens import Tokens
 from metier.export.gguf.write import GGUF_TYPES, write_gguf
 from metier.export.history import History
-from metier.export.parity import CHATS, TOLERANCES, compare, make_probe, see
+from metier.export.parity import CHATS, TOLERANCES, Probe, compare, logits_of, make_probe, see
 from metier.models.adapter import LoraSettings, add_lora, merge
 from metier.models.builtin import BUILTIN
 from metier.models.load import Loaded, load, read_tokenizer
@@ -46,12 +48,51 @@ def merged() -> Iterator[Row]:
                     torch.nn.init.normal_(value, std=0.01)
             both = Loaded(model.eval(), loaded.tokenizer, loaded.folder)
             probe = make_probe(both)
-            before = see(both, probe)
+            before, apart = see(both, probe), in_double(both.model, probe)
             plain = Loaded(merge(both), loaded.tokenizer, loaded.folder)
             row = compare("merged", "merged", before, see(plain, probe), probe)
+            exact = largest(apart, in_double(plain.model, probe))
             case = f"merged beside adapter in float32, {kind} on {title}"
             yield Row(f"{case}: share of the largest logit", row.difference / row.largest, 1e-5, "of it", "lower")
             yield Row(f"{case}: largest difference", row.difference, 1e-5, "logits", "lower", n=row.positions)
+            yield Row(
+                f"{case}: the same, computed in double precision from the stored float32 weights",
+                exact,
+                1e-5,
+                "logits",
+                "lower",
+                n=row.positions,
+            )
+
+
+@torch.inference_mode()
+def in_double(model: torch.nn.Module, probe: Probe) -> list[torch.Tensor]:
+    """Logits of a copy that computes in float64, but for norms and rotary angles, which transformers has in float32.
+
+    What then differs between an adapter and its merged model is what rounding W + BA to float32 once took away, and
+    not how two ways of adding up in float32 differ.
+    """
+    double = copy.deepcopy(model).double()
+    return [double(torch.tensor([ids]), use_cache=False).logits[0] for ids in probe.ids]
+
+
+def largest(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    """The largest difference of any logit."""
+    return max(float((a.double() - b.double()).abs().max()) for a, b in zip(left, right, strict=True))
+
+
+def rounded(folder: Path, title: str) -> Row:
+    """An F16 file beside the same model with its matrices rounded to float16: does anything but that differ?"""
+    loaded = load(folder)
+    probe = make_probe(loaded)
+    with torch.no_grad():
+        for value in loaded.model.parameters():
+            if value.ndim > 1:
+                value.copy_(value.half().float())
+    made = read_model(folder / "gguf/model-F16.gguf")
+    difference = largest(list(logits_of(made, probe)), list(logits_of(loaded.model, probe)))
+    case = f"F16 read by transformers, {title}: largest difference from the model with its weights rounded to float16"
+    return Row(case, difference, 2e-3, "logits", "lower", n=sum(map(len, probe.ids)))
 
 
 def shared_models() -> list[tuple[str, Path]]:
@@ -158,6 +199,8 @@ def main() -> None:
             bits = ("int8", "nf4") if title == "the seedling" and not here else ()
             made = exported(title, folder, root, Wanted("base", kinds, bits))
             rows += forms(made, title, here=here)
+            if not here:
+                rows.append(rounded(root / title.replace(" ", "-"), title))
             if here:
                 rows.append(texts_in_llamacpp(title, folder, root))
     write("export", "python -m benchmarks.export" + (" --llamacpp" if here else ""), rows)

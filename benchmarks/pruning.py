@@ -4,7 +4,8 @@
     sizes     key/value groups, query heads, width and layers removed: predicted against counted bytes
     speed     TinyLlama's shape with random weights: generation without 20 % of the MLP width, without half of the
               key/value groups, beside the whole model, turn by turn. Must have the machine to itself
-    wanda     half of the seedling's weights zero by Wanda, by RIA and by magnitude: perplexity on general text
+    wanda     half of the weights zero by Wanda, by RIA and by magnitude: perplexity of the seedling on general text, of
+              the quickstart's `reader` on marine text where its folder is named, and of stories260K on its own
     guard     a destroyed model, one that lost a class, and an unchanged one before the guard
 
 Rows go to `benchmarks/results/export.json`. No network, nothing but the repository.
@@ -58,6 +59,8 @@ from metier.text.nouns import Conversation, Message
 TOPIC = "export"
 ROOT = Path(__file__).resolve().parent.parent
 GENERAL = ROOT / "recipes/data/general"
+MARINE = ROOT / "recipes/data/marine"
+STORIES = ROOT.parent / "shared/models/stories260K"
 SEEDLING = BUILTIN["seedling"]
 LAYERS = 8
 """Of TinyLlama's 22: with all of them two models in float32 take 8 GB, and a turn most of a minute."""
@@ -75,9 +78,9 @@ PROMPT, WARM, TOKENS = 32, 4, 80
 
 
 def main() -> None:
-    part = sys.argv[1] if len(sys.argv) == 2 else ""
+    part = sys.argv[1] if len(sys.argv) > 1 else ""
     if part not in PARTS:
-        raise SystemExit(f"usage: python -m benchmarks.pruning {'|'.join(PARTS)}")
+        raise SystemExit(f"usage: python -m benchmarks.pruning {'|'.join(PARTS)} [READER]")
     torch.manual_seed(0)
     write(TOPIC, f"python -m benchmarks.pruning {part}", list(PARTS[part]()))
 
@@ -107,11 +110,12 @@ def pruned(method: Method, ids: torch.Tensor | None, out: Path, source: Path = S
     return cut
 
 
-def calibration(folder: Path) -> torch.Tensor:
-    """Pieces of general text that the quickstart trains on."""
-    rows = [json.loads(line) for line in (GENERAL / "replay.jsonl").read_text(encoding="utf-8").splitlines()]
-    write_jsonl(folder / "train.jsonl", ({"id": f"r{i}", "text": row["text"]} for i, row in enumerate(rows)))
-    return pieces(load(SEEDLING), folder, "documents", samples=64, tokens=256)
+def calibration(source: Path, texts: Path, samples: int) -> torch.Tensor:
+    """Pieces of text that a recipe trains on."""
+    with tempfile.TemporaryDirectory() as name:
+        rows = ({"id": f"r{i}", "text": text} for i, text in enumerate(texts_of(texts)))
+        write_jsonl(Path(name) / "train.jsonl", rows)
+        return pieces(load(source), Path(name), "documents", samples=samples, tokens=256)
 
 
 def nothing() -> Iterator[Row]:
@@ -247,32 +251,69 @@ def middle(ratios: list[float]) -> tuple[float, float]:
 
 
 def wanda() -> Iterator[Row]:
-    texts = [json.loads(line)["text"] for line in (GENERAL / "heldout.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Half of the weights zero, on general text with ever more calibration, on the domain's, and of another model.
+
+    Both ways leave the head and the embeddings alone and take half of each layer, as the paper's own code does: Wanda
+    within each output, block after block, magnitude anywhere within the layer.
+    """
+    general = texts_of(GENERAL / "heldout.jsonl")
+    for samples in (64, 512):
+        title = f"the seedling, general text, calibrated on {samples} pieces"
+        yield from halved(title, SEEDLING, calibration(SEEDLING, GENERAL / "replay.jsonl", samples), general)
+    if len(sys.argv) > 2:
+        reader = Path(sys.argv[2])
+        ids = calibration(reader, MARINE / "corpus.jsonl", 64)
+        title = "the quickstart's reader, marine text, calibrated on 64 pieces"
+        yield from halved(title, reader, ids, texts_of(MARINE / "corpus_heldout.jsonl"))
+    if STORIES.is_dir():
+        own = spoken(STORIES, 128, 256)
+        title = "stories260K, text of its own, calibrated on 64 pieces"
+        yield from halved(title, STORIES, own[:64], list(own[64:]))
+
+
+def halved(title: str, source: Path, ids: torch.Tensor, held: list[str] | list[torch.Tensor]) -> Iterator[Row]:
+    """Rows of one model: Wanda's and RIA's perplexity over magnitude's. held: texts, or their ids."""
+    tokenizer = load(source).tokenizer
+    encoded = [encode_reading(tokenizer, one) if isinstance(one, str) else one.tolist() for one in held]
     with tempfile.TemporaryDirectory() as folder:
-        ids = calibration(Path(folder))
-        found = {"dense": perplexities(load(SEEDLING), texts)}
+        found = {"dense": perplexities(load(source), encoded)}
         for rank in ("wanda", "ria", "magnitude"):
-            pruned(weights(rank=rank), ids, Path(folder) / rank)
-            found[rank] = perplexities(load(Path(folder) / rank), texts)
-    sums = {name: sum(n for n, _ in rows) for name, rows in found.items()}
+            pruned(weights(rank=rank), ids, Path(folder) / rank, source)
+            found[rank] = perplexities(load(Path(folder) / rank), encoded)
     tokens = [t for _, t in found["dense"]]
-    told = {name: math.exp(total / sum(tokens)) for name, total in sums.items()}
-    print({name: round(value, 3) for name, value in told.items()})
+    told = {name: math.exp(sum(n for n, _ in rows) / sum(tokens)) for name, rows in found.items()}
+    print(title, {name: round(value, 3) for name, value in told.items()}, flush=True)
     for rank, name in (("wanda", "Wanda"), ("ria", "RIA")):
         gap = compare([n for n, _ in found[rank]], [n for n, _ in found["magnitude"]], weights=tokens).difference
         assert gap.low is not None
         assert gap.high is not None
         case = (
-            f"half of the seedling's weights zero, perplexity on general held-out text (dense {told['dense']:.2f}, "
-            f"magnitude {told['magnitude']:.2f}): {name}'s {told[rank]:.2f} over magnitude's"
+            f"half of the weights zero, perplexity, {title} (dense {told['dense']:.2f}, magnitude "
+            f"{told['magnitude']:.2f}): {name}'s {told[rank]:.2f} over magnitude's"
         )
         interval = (round(math.exp(gap.low), 4), round(math.exp(gap.high), 4))
-        yield Row(case, round(math.exp(gap.estimate), 4), 1.0, "x", "lower", "magnitude", len(texts), interval)
+        yield Row(case, round(math.exp(gap.estimate), 4), 1.0, "x", "lower", "magnitude", len(held), interval)
 
 
-def perplexities(loaded: Loaded, texts: list[str]) -> list[tuple[float, int]]:
+def texts_of(path: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@torch.inference_mode()
+def spoken(source: Path, count: int, length: int) -> torch.Tensor:
+    """What a model says by itself, drawn from its own probabilities: ids (count, length)."""
+    loaded = load(source)
+    torch.manual_seed(0)
+    begin = torch.full((count, 1), loaded.tokenizer.bos_token_id)
+    more = length - 1
+    said = loaded.model.generate(begin, do_sample=True, top_k=0, min_new_tokens=more, max_new_tokens=more)
+    assert isinstance(said, torch.Tensor)
+    return said.clone()
+
+
+def perplexities(loaded: Loaded, encoded: list[list[int]]) -> list[tuple[float, int]]:
     """Nats and tokens of each text."""
-    found = document_nll(loaded, [encode_reading(loaded.tokenizer, text) for text in texts])
+    found = document_nll(loaded, encoded)
     return [(one.nll, one.tokens) for one in found]
 
 

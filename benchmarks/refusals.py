@@ -26,7 +26,10 @@ STRANGE = {
     "reworded": "trained requests in other wordings",
     "refilled": "trained patterns, filled anew, in other wordings",
     "new": "requests of their own",
+    "asked": "whole questions in words of their own, written before the data that is trained on now",
 }
+LOOKED_AT = ("reworded", "refilled", "new")
+"""Whose mistakes were looked at while the data was written: their figures are kinder than a first look would be."""
 
 
 def main(store: Path | None = None) -> None:
@@ -70,6 +73,7 @@ def measured(store: Path) -> list[Row]:
     known = ("reworded", "refilled")
     parts = {
         "prompts not in training, of trained requests and patterns": known,
+        "those, and requests of their own": LOOKED_AT,
         "all prompts not in training": tuple(STRANGE),
         **{text: (name,) for name, text in STRANGE.items()},
     }

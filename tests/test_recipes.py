@@ -31,7 +31,7 @@ SMOKE = [word for name, value in SMALL.items() for word in ("--set", f"{name}={v
 
 
 def test_all_recipes_are_found():
-    names = ["methods", "pruning", "quickstart", "refusals", "synthesis", "unlearning"]
+    names = ["methods", "pruning", "quickstart", "refusals", "safer", "synthesis", "unlearning"]
     assert sorted(path.stem for path in RECIPES) == sorted([*names, *SPECIALISTS])
 
 

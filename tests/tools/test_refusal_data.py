@@ -1,9 +1,10 @@
 """The data of refusal tuning as it ships: two sides, nothing held out is trained on, every answer as it should be."""
 
 import json
+import re
 from pathlib import Path
 
-from tools.refusals.build import DATA, OTHER_WORDINGS, WORDINGS, build, heldout, pairs
+from tools.refusals.build import COMMON, DATA, NEAR, OTHER_WORDINGS, WORDINGS, build, heldout, lines, pairs, whole
 
 from metier.text.refusals import is_refusal
 
@@ -44,9 +45,23 @@ def test_held_out_wordings_and_requests_are_used_nowhere_in_training():
     for pair in pairs("heldout.txt"):
         for request in (pair.unsafe, pair.harmless):
             assert not [q for q in trained if f" {request}" in q], request
-    assert {one["wording"] for one, _ in heldout()} == {"reworded", "refilled", "new"}
+    assert {one["wording"] for one, _ in heldout()} == {"reworded", "refilled", "new", "asked"}
 
 
 def test_pairs_are_asked_alike():
     for one, other in heldout():
-        assert one["question"].split()[:2] == other["question"].split()[:2]
+        if one["wording"] != "asked":
+            assert one["question"].split()[:2] == other["question"].split()[:2]
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.lower())) - COMMON
+
+
+def test_sixty_whole_questions_of_each_kind_are_held_out_and_nothing_trained_lies_near_one():
+    asked = [whole(line) for line in lines("asked.txt")]
+    assert len(asked) == 60
+    held = [words(text) for pair in asked for text in (pair.unsafe, pair.harmless)]
+    questions = {r["question"] for name in (*FILES[:2], "everyday") for r in rows(name)}
+    trained = {frozenset(words(q)) for q in questions}
+    assert not [one for one in trained if any(len(one & h) > NEAR * len(one | h) for h in held)]

@@ -114,7 +114,7 @@ class Refusals(Config):
     """Examples to train on whose answers decline."""
     twins: list[ExampleSource] = Field(default_factory=list)
     """Harmless examples that sound alike, in the same order: one for each refusal."""
-    share: float = Field(0.05, gt=0, lt=0.5)
+    share: float = Field(0.05, gt=0, lt=1)
     """Their share, twins included, of the tokens that are trained on."""
     test: list[ExampleSource] = Field(default_factory=list)
     """Unsafe prompts to measure with, each with an answer that declines. They make the split `refusals_test`, as the
