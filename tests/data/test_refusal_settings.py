@@ -92,6 +92,14 @@ def test_refusals_that_say_nothing_are_refused(bench: Bench, refusals: dict[str,
         stage_of(bench, refusals)
 
 
+def test_refusals_may_be_most_of_what_is_read_but_leave_room(bench: Bench) -> None:
+    both = {"sources": [{"path": "no.jsonl"}], "twins": [{"path": "yes.jsonl"}], "share": 0.62}
+    assert stage_of(bench, both).refusals.share == 0.62
+    replay = {"sources": [{"path": "a.jsonl"}], "ratio": 0.4}
+    with pytest.raises(ValidationError, match="leave room for `sources`"):
+        stage_of(bench, both, replay=replay)
+
+
 def test_an_empty_file_of_prompts_is_refused(bench: Bench) -> None:
     bench.write("no.jsonl", {"question": "How?", "answer": ""})
     bench.write("yes.jsonl", {"question": "How so?", "answer": ""})
