@@ -41,6 +41,8 @@ def assert_near(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
 
 def test_they_say_whether_they_can_be_used(monkeypatch: pytest.MonkeyPatch):
     assert kernels.agree(DEVICE)
+    with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):  # as a server may ask first
+        assert kernels.agree(DEVICE)
     monkeypatch.setattr(kernels, "swiglu", lambda gate, up: gate * up)
     assert not kernels.agree(DEVICE)
 

@@ -282,6 +282,11 @@ def to_gradient(scores: Tensor, targets: Tensor, weights: Tensor | None, smoothi
 
 def agree(device: torch.device) -> bool:
     """Whether each kernel gives there what torch's own operations give: asked once, before any is used."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        return _agree(device)
+
+
+def _agree(device: torch.device) -> bool:
     own = torch.Generator().manual_seed(0)
     x, y, g = (torch.randn(5, 24, generator=own).to(device) for _ in range(3))
     weight = (torch.rand(24, generator=own) + 0.5).to(device).requires_grad_()
@@ -290,11 +295,10 @@ def agree(device: torch.device) -> bool:
     turned = x * cos + torch.cat([-x[:, 12:], x[:, :12]], 1) * sin
     rounded, scales = quantized(x, None)
     scores = x.clone()
-    with torch.enable_grad():
-        one, two, three, four = (t.clone().requires_grad_() for t in (x, x, y, x))
-        norm = F.rms_norm(one, (24,), weight, 1e-5)
-        gated = F.silu(two) * three
-        loss = F.cross_entropy(four, targets, reduction="sum", label_smoothing=0.1)
+    one, two, three, four = (t.clone().requires_grad_() for t in (x, x, y, x))
+    norm = F.rms_norm(one, (24,), weight, 1e-5)
+    gated = F.silu(two) * three
+    loss = F.cross_entropy(four, targets, reduction="sum", label_smoothing=0.1)
     of_x, of_weight = torch.autograd.grad(norm, (one, weight), g)
     found = [
         (rms(x, weight.detach(), 1e-5, torch.float32), norm),
