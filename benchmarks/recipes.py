@@ -5,7 +5,7 @@ smoke       each recipe at smoke size, in a process of its own: seconds, section
 best        the same recipes as their variant `best`, and what that adds, question by question
 rehearse    each training step on the true architecture with random weights and the real tokenizer: memory and time,
             taken and predicted. Needs ../shared for the tokenizers, and a machine with 24 GiB of memory
-table       writes the tables in the README and in docs/cookbook.md from the rows
+table       writes the tables in the README and in docs/specialists.md from the rows
 
 Rows go to benchmarks/results/recipes.json, those of each recipe by themselves, so that one can be measured again.
 """
@@ -330,7 +330,7 @@ def with_table(text: str, table: str) -> str:
 
 
 def write_tables() -> None:
-    for path, table in ((ROOT / "README.md", readme_table()), (ROOT / "docs/cookbook.md", ablation_table())):
+    for path, table in ((ROOT / "README.md", readme_table()), (ROOT / "docs/specialists.md", ablation_table())):
         path.write_text(with_table(path.read_text(encoding="utf-8"), table), encoding="utf-8")
 
 

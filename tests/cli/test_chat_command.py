@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fakes import byte_tokenizer, tiny_llama
-from metier.cli.chat import Conversation, Settings, find_model, start_chat
+from metier.cli.chat import Conversation, Settings, find_model, limits_of, start_chat
 from metier.core.errors import InputError, ModelError
 from metier.core.store import Artifact, Key, Store
 from metier.models.load import load
@@ -41,6 +41,23 @@ def test_a_model_is_found_by_recipe_and_step(tmp_path: Path, folder: Path, monke
         find_model("quick/answers", store)
     with pytest.raises(ModelError, match="no such model"):
         find_model("nowhere", store)
+
+
+def test_what_a_model_must_not_be_used_for_is_said_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    store = Store(tmp_path / "store")
+    put(store, "specialist", "model")
+    assert limits_of("quick/specialist", store) == []
+    with store.build(Key.of("model", "handed-over")) as workspace:
+        save_model(tiny_llama(), byte_tokenizer(), workspace.files)
+        limits = ["This is no medical advice.", "Not for children."]
+        made = store.commit(workspace, {"produces": "model", "kind": "export", "config": {"limits": limits}})
+    store.set_ref("quick", "handed-over", made.key)
+    assert limits_of("quick/specialist", store) == limits  # of the same recipe
+    assert limits_of("other/specialist", store) == limits_of("seedling", store) == []
+    start_chat(["quick/handed-over"], store.root, Settings(None, 0.0, 2), "Why?")
+    assert capsys.readouterr().err.splitlines()[:2] == limits
 
 
 def test_one_question(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -115,9 +115,22 @@ def find_model(name: str, store: Store) -> Path:
     return resolve(name, Path.cwd()).path
 
 
+def limits_of(name: str, store: Store) -> list[str]:
+    """What a recipe's `export` steps say that its models must not be used for; nothing for other models."""
+    recipe, slash, _ = name.partition("/")
+    steps = store.root / "refs" / recipe
+    if not slash or not recipe or not steps.is_dir():
+        return []
+    made = (store.ref(recipe, path.name) for path in sorted(steps.iterdir()) if not path.name.startswith("."))
+    exports = (one.record["config"] for one in made if one is not None and one.record.get("kind") == "export")
+    return list(dict.fromkeys(str(limit) for config in exports for limit in config.get("limits") or ()))
+
+
 def start_chat(names: Sequence[str], store: Path, settings: Settings, ask: str | None) -> None:
     """Load the models, and talk with all of them at once, or put one question to each."""
     folders = [find_model(name, Store(store)) for name in names]
+    for limit in dict.fromkeys(limit for name in names for limit in limits_of(name, Store(store))):
+        typer.echo(limit, err=True)
     from metier.models.load import load
 
     talks = [(name, Conversation(load(folder), settings)) for name, folder in zip(names, folders, strict=True)]
