@@ -19,7 +19,7 @@ import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.rows import RESULTS, Row, write
 from benchmarks.sittings import Others
@@ -36,7 +36,10 @@ LEAST_CONTENT = 60
 BEGIN, END = "<!-- specialists -->\n", "<!-- end of specialists -->\n"
 
 SPECIALISTS: dict[str, dict[str, str]] = {
-    "pharma": {"base": "TinyLlama 1.1B", "contender": "full", "scores": "scores", "metric": "token_f1", "step": "full"},
+    "pharma": {
+        "base": "TinyLlama 1.1B", "contender": "full", "scores": "likelihood", "metric": "bits_per_byte",
+        "group": "corpus", "step": "full",
+    },
     "marine-biology": {
         "base": "TinyLlama 1.1B Chat", "contender": "specialist", "scores": "scores", "metric": "token_f1",
         "step": "adapter"
@@ -130,14 +133,18 @@ def gains(name: str, called: str, store: Path) -> list[Row]:
     """By how much the specialist beats its base, and what each reaches."""
     about = SPECIALISTS[name]
     scores = read_scores(store, called, about["scores"])
-    found = {r["contender"]: r for r in scores if r["metric"] == about["metric"] and r["group"] == "all"}
+    group = about.get("group", "all")
+    found = {r["contender"]: r for r in scores if r["metric"] == about["metric"] and r["group"] == group}
     after, before = found[about["contender"]], found["seedling"]
     versus = next(v for v in after["versus"] if v["against"] == "seedling")
     n, unit = after["n"], about["metric"].replace("_", " ")
-    gain = round(versus["difference"], 4)
+    gain, low, high = versus["difference"], versus["low"], versus["high"]
+    if not after["higher_is_better"]:  # then what fell is what was gained
+        gain, low, high = -gain, -high, -low
     what = f"{called}: {about['contender']} less seedling, lower end of the 95 % interval of {gain:+.3f}"
+    what += "" if after["higher_is_better"] else ", by which it fell"
     return [
-        Row(what, round(versus["low"], 4), 0, unit, "higher", n=n, interval=(versus["low"], versus["high"])),
+        Row(what, round(low, 4), 0, unit, "higher", n=n, interval=(round(low, 4), round(high, 4))),
         Row(f"{called}: before", round(before["mean"], 4), 0, unit, "higher", n=n, interval=ends(before)),
         Row(f"{called}: after", round(after["mean"], 4), 0, unit, "higher", n=n, interval=ends(after)),
     ]
@@ -202,8 +209,9 @@ def best(name: str) -> list[Row]:
     unit = about["metric"].replace("_", " ")
     for r in compared[:1]:
         told = f"{name}: best less the notebook's settings at smoke size: {r['verdict']}"
-        span = (r["low"], r["high"])
-        rows.append(Row(told, round(r["difference"], 4), 0, unit, "higher", n=r["n"], interval=span))
+        span = (round(r["low"], 4), round(r["high"], 4))
+        better: Literal["higher", "lower"] = "higher" if r["higher_is_better"] else "lower"
+        rows.append(Row(told, round(r["difference"], 4), 0, unit, better, n=r["n"], interval=span))
     return rows
 
 
