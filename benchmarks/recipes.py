@@ -205,7 +205,8 @@ def best(name: str) -> list[Row]:
     sides = []
     for called in (f"{name}-best-smoke", f"{name}-smoke"):
         sides.append(find(f"{called}/{about['contender']}", Store(PLACE / f"store-{called}")))
-    compared = [r for r in as_json(compare(*sides))["rows"] if r["metric"] == about["metric"] and r["group"] == "all"]
+    claimed = (about["metric"], about.get("group", "all"), about["scores"])
+    compared = [r for r in as_json(compare(*sides))["rows"] if (r["metric"], r["group"], r["a_step"]) == claimed]
     unit = about["metric"].replace("_", " ")
     for r in compared[:1]:
         told = f"{name}: best less the notebook's settings at smoke size: {r['verdict']}"
