@@ -52,6 +52,8 @@ BEFORE = [
 """What the pages take for done."""
 AFTER = ("metier gc", "metier store verify")
 """What would take from the others what they need."""
+TOO_LARGE = ["metier run recipes/pharma.yaml --rehearse --tokenizers TOKENIZERS"]
+"""What takes a model's true size: `python -m benchmarks.recipes rehearse` runs these."""
 SAID = {"chat": "What does the narwhal eat?\n/quit\n", "label": "q\n"}
 CUT: dict[str, dict[str, Any]] = {
     "pretrain": {"max_steps": 1},
@@ -89,7 +91,8 @@ def shown() -> list[str]:
 def _complete(line: str) -> bool:
     """A sentence may name a command without what it takes; these take nothing."""
     words = line.split()
-    return len(words) > 2 or words[1] in ("doctor", "schema", "gc")
+    takes_nothing = words[1] in ("doctor", "schema", "gc")
+    return takes_nothing or len(words) > 3 or (len(words) == 3 and not words[2].startswith("-"))
 
 
 def _filled(line: str) -> str:
@@ -173,7 +176,7 @@ def ready(line: str) -> None:
     for word in words[2:]:
         if word in ("another", "sea-model", "pushed"):
             shutil.rmtree(word, ignore_errors=True)
-    if words[1] == "init":
+    if "--out" in words and words[1] == "init":
         Path(words[words.index("--out") + 1]).unlink(missing_ok=True)
 
 
@@ -194,7 +197,8 @@ def test_every_command_runs(
     for name in ("WANDB_MODE", "WANDB_ERROR_REPORTING"):
         monkeypatch.setenv(name, "")
     found = shown()
-    lines = [line for line in found if line not in AFTER and not line.startswith("metier serve")]
+    assert set(TOO_LARGE) <= set(found)
+    lines = [line for line in found if line not in (*AFTER, *TOO_LARGE) and not line.startswith("metier serve")]
     faults, times = [], {}
     for line in [*BEFORE, *lines, *(line for line in AFTER if line in found)]:
         ready(line)

@@ -57,4 +57,4 @@ def test_the_command_takes_data_or_a_recipe(tmp_path: Path, monkeypatch: pytest.
     assert done.exit_code == 0, done.output
     assert "files of data beside it" in done.output
     assert (tmp_path / "data/pharma/corpus.jsonl").is_file()
-    assert len(NAMES) == 11
+    assert len(NAMES) == 12

@@ -281,7 +281,7 @@ class Forward:
         module = self.model.get_output_embeddings()
         weights, taught = row.weights, self._taught(row)
         head, fresh = beneath(module), new_rows(module)
-        if plain_name(head) == "Linear":
+        if _is_plain_linear(head):
             apart = (None, 0) if fresh is None else (fresh.values, fresh.first)
 
             def lost(hidden: Tensor) -> Tensor:
@@ -320,7 +320,7 @@ class Forward:
         """The loss of every target, without gradients: (T,)."""
         head = self.model.get_output_embeddings()
         with torch.no_grad():
-            if plain_name(head) == "Linear":
+            if _is_plain_linear(head):
                 return self._at_head(lambda h: each_loss(h, head.weight, head.bias, row.targets, self._dtype), hidden)
             with self._precision.autocast():
                 scores = head(hidden).float()
@@ -343,6 +343,11 @@ def frozen_blocks(model: "PreTrainedModel") -> int:
     if any("norm" not in name and "ln_f" not in name for name in others):
         return 0
     return next((i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), len(layers))
+
+
+def _is_plain_linear(head: nn.Module) -> bool:
+    """A matrix and no more: neither packed in fewer bits nor with an adapter (whose class PEFT calls Linear too)."""
+    return isinstance(head, nn.Linear) and plain_name(head) == "Linear"
 
 
 @contextmanager
