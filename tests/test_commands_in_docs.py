@@ -62,7 +62,7 @@ CUT: dict[str, dict[str, Any]] = {
     "answer": {"limit": 2, "max_new_tokens": 2},
     "judge": {"limit": 2},
     "perplexity": {"limit": 1},
-    "knowledge": {"limit": 1},
+    "knowledge": {"limit": 8},
     "knows": {"rounds": 1, "max_new_tokens": 2},
     "choose": {"limit": 2},
 }
@@ -98,6 +98,8 @@ def _complete(line: str) -> bool:
 def _filled(line: str) -> str:
     words = shlex.split(line, comments=True)
     places = {**PLACES, "RECIPE": "recipe.yaml"} if words[1] == "label" else PLACES
+    if words[1] == "init" and not {"--out", "DATA..."} & set(words):
+        words += ["--out", "begun.yaml"]
     return " ".join(places.get(word, shlex.quote(word)) for word in words)
 
 
