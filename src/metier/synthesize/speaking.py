@@ -186,6 +186,7 @@ def _say(stage: "Speaking", ctx: Context, loaded: Loaded, prompts: Sequence[Sequ
                 last = monotonic()
     finally:
         keep()
+    ctx.check_stop()  # asked for while the last texts were kept
     return [said[at] for at in range(len(prompts))]
 
 
