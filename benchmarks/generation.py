@@ -26,6 +26,7 @@ from benchmarks.rows import Row, write
 from metier.engine.local import generate
 from metier.models.builtin import BUILTIN
 from metier.models.load import Loaded, load, read_tokenizer
+from metier.models.sizes import TINYLLAMA
 from metier.text.chat import encode_prompt, stop_ids
 from metier.text.nouns import Message
 
@@ -70,16 +71,7 @@ def seedling() -> Loaded:
 def tinyllama() -> Loaded:
     """Random weights of TinyLlama's shape with few blocks, and its real tokenizer."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-    )
+    config = LlamaConfig(**{**TINYLLAMA, "num_hidden_layers": LAYERS})
     return Loaded(LlamaForCausalLM(config).eval(), read_tokenizer(SHARED / "tokenizers/tinyllama"), Path("nowhere"))
 
 

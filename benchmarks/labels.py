@@ -32,6 +32,7 @@ from metier.evaluate.labels import Chosen, macro_f1
 from metier.evaluate.taskfiles import SHIPPED, read_task
 from metier.models.builtin import BUILTIN
 from metier.models.load import Loaded, load
+from metier.models.sizes import TINYLLAMA
 from metier.text.chat import prompt_choices
 from metier.text.items import Item
 
@@ -165,16 +166,7 @@ def tinyllama(blocks: int) -> Loaded:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=blocks,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        attn_implementation="sdpa",
-    )
+    config = LlamaConfig(**{**TINYLLAMA, "num_hidden_layers": blocks}, attn_implementation="sdpa")
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers/tinyllama", local_files_only=True)
     return Loaded(LlamaForCausalLM(config).eval(), tokenizer, Path("random"))
 

@@ -34,6 +34,7 @@ from metier.measure.statistics import compare
 from metier.models.builtin import BUILTIN
 from metier.models.load import Loaded, load
 from metier.models.save import save_model
+from metier.models.sizes import TINYLLAMA
 from metier.prune.anatomy import Cut, shape_of
 from metier.prune.apply import Work, importance, make
 from metier.prune.calibrate import pieces
@@ -64,16 +65,7 @@ STORIES = ROOT.parent / "shared/models/stories260K"
 SEEDLING = BUILTIN["seedling"]
 LAYERS = 8
 """Of TinyLlama's 22: with all of them two models in float32 take 8 GB, and a turn most of a minute."""
-TINYLLAMA = {
-    "vocab_size": 32_000,
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-}
+SHAPE = {**TINYLLAMA, "num_hidden_layers": LAYERS}
 PROMPT, WARM, TOKENS = 32, 4, 80
 
 
@@ -177,7 +169,7 @@ def speed() -> Iterator[Row]:
 
 def random_tinyllama() -> PreTrainedModel:
     """TinyLlama's shape; its weights are one random matrix over and over, which takes seconds instead of minutes."""
-    config = LlamaConfig(**TINYLLAMA)
+    config = LlamaConfig(**SHAPE)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model.to_empty(device="cpu")
@@ -230,7 +222,7 @@ def turns(less: Any, whole: Any) -> Iterator[tuple[float, float]]:
 
     So near to one another in time, both meet the same machine, whatever else it does.
     """
-    ids = torch.randint(0, TINYLLAMA["vocab_size"], (1, PROMPT), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, SHAPE["vocab_size"], (1, PROMPT), generator=torch.Generator().manual_seed(1))
     outs = [model(input_ids=ids, use_cache=True, logits_to_keep=1) for model in (less, whole)]
     for number in range(WARM + TOKENS):
         seconds = [0.0, 0.0]

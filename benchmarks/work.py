@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metier.models.sizes import TINYLLAMA
+from metier.models.unborn import write_weights
+
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PretrainedConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +39,6 @@ PROMPT = (
     "do not invent names, doses or dates.\n\n"
     "Patient scenario: {question}\nAnswer: "
 )
-STD = 0.02
 
 Row = dict[str, Any]
 
@@ -152,19 +153,7 @@ def tinyllama(layers: int) -> "PretrainedConfig":
     """TinyLlama's shape."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        dtype="bfloat16",
-        vocab_size=32_000,
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-    )
+    return LlamaConfig(**{**TINYLLAMA, "num_hidden_layers": layers, "dtype": "bfloat16"})
 
 
 def gpt2() -> "PretrainedConfig":
@@ -174,45 +163,6 @@ def gpt2() -> "PretrainedConfig":
     return GPT2Config(
         architectures=["GPT2LMHeadModel"], dtype="bfloat16", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
     )
-
-
-def write_weights(config: "PretrainedConfig", folder: Path) -> None:
-    """Random weights in bf16, normal with STD (norms one, biases zero), a file for each block and one for the rest."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
-
-    config.save_pretrained(folder)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
-    tied = set(skeleton.all_tied_weights_keys)
-    shards: dict[str, list[str]] = {}
-    for name in skeleton.state_dict():
-        if name not in tied:
-            block = next((part for part in name.split(".") if part.isdecimal()), "rest")
-            shards.setdefault(block, []).append(name)
-    shapes = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    weight_map, total = {}, 0
-    for number, names in enumerate(shards.values(), 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: fresh(name, shapes[name], generator) for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, file)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-
-
-def fresh(name: str, shape: Any, generator: Any) -> "Tensor":
-    """One weight as it is at a model's birth."""
-    import torch
-
-    if name.endswith(".bias"):
-        return torch.zeros(shape, dtype=torch.bfloat16)
-    if len(shape) == 1:
-        return torch.ones(shape, dtype=torch.bfloat16)
-    return (torch.randn(shape, generator=generator) * STD).to(torch.bfloat16)
 
 
 DATA: dict[str, Callable[[], list[Row]]] = {

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from metier.models import sizes
 from metier.models.save import save_model
 
 SPECIAL = ("<|begin|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -23,19 +24,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 CONTEXT = 128
-TINYLLAMA = {
-    "model_type": "llama",
-    "vocab_size": 32_000,
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
-"""What TinyLlama's config.json says of its shape."""
+TINYLLAMA = {**sizes.TINYLLAMA, "dtype": "bfloat16"}
 
 
 def byte_tokenizer(

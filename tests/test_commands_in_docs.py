@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -11,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +72,12 @@ JUDGED = {
 }
 
 
-def indented(text: str) -> Iterator[str]:
-    yield from re.findall(r"^    (metier .*)$", text, re.MULTILINE)
-
-
 def shown() -> list[str]:
     """Each command once, in the order of the pages, with something where a page only says what stands there."""
     found = []
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
-        whole = [*blocks(text), *indented(text)]
-        found += [*whole, *(line for line in spans(text) if _complete(line))]
+        found += [*blocks(text), *(line for line in spans(text) if _complete(line))]
     return list(dict.fromkeys(map(_filled, found)))
 
 

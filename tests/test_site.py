@@ -77,8 +77,14 @@ def test_the_navigation_has_every_stage():
     assert set(re.findall(r"stages/(\w+)\.md", text)) == {*STAGES, "index"}
 
 
+def _without_fences(text: str) -> str:
+    return re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def blocks(text: str) -> Iterator[str]:
-    """Whole command lines: those in fences."""
+    """Whole command lines: those in fences, and those that are indented."""
+    bare = _without_fences(text)
+    yield from re.findall(r"^    (metier .*)$", bare, re.MULTILINE)
     for fence in re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
         for line in fence.replace("\\\n", " ").splitlines():
             found = re.match(r"(?:\$ )?((?:[A-Z_]+=\S+ )*)(metier .*)", line.strip())
@@ -88,7 +94,7 @@ def blocks(text: str) -> Iterator[str]:
 
 def spans(text: str) -> Iterator[str]:
     """Commands as a sentence names them, often without their arguments."""
-    bare = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    bare = _without_fences(text)
     yield from (" ".join(span.split()) for span in re.findall(r"`(metier(?:\s[^`]+)?)`", bare) if " " in span)
 
 

@@ -15,6 +15,7 @@ import typer
 import metier
 from metier.core.errors import InputError, nearest
 from metier.core.marked import read_marked
+from metier.trial.rehearse import strings_in
 
 
 def recipes_folder() -> Path:
@@ -66,7 +67,7 @@ def write_like(name: str, out: Path) -> None:
 def _files(value: Any, folder: Path) -> Iterator[Path]:
     """Every file below `folder` that a recipe's value names, each once, with the note that lies beside it."""
     found: dict[Path, None] = {}
-    for text in _strings(value):
+    for text in strings_in(value):
         place = folder / text
         if not text or "\n" in text or text.startswith(("/", "~", ".")) or len(text) > 300:
             continue
@@ -80,11 +81,3 @@ def _files(value: Any, folder: Path) -> Iterator[Path]:
         if (path.parent / "README.md").is_file():
             found[path.parent / "README.md"] = None
     yield from found
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _strings(one)

@@ -14,7 +14,7 @@ from metier.models.builtin import BUILTIN, CONFIG, cached_snapshot, plain_config
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "vocab.json")
 LAYERS = ("num_hidden_layers", "n_layer")
-_TINYLLAMA = {
+TINYLLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": 32000,
@@ -30,6 +30,7 @@ _TINYLLAMA = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+"""What all of TinyLlama's config.json say of its shape."""
 _LLAMA31 = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -68,8 +69,8 @@ _GPT2 = {
     "dtype": "float32",
 }
 SIZES: dict[str, tuple[dict[str, Any], str]] = {
-    "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T": ({**_TINYLLAMA, "dtype": "float32"}, "tinyllama"),
-    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": ({**_TINYLLAMA, "dtype": "bfloat16"}, "tinyllama"),
+    "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T": ({**TINYLLAMA, "dtype": "float32"}, "tinyllama"),
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": ({**TINYLLAMA, "dtype": "bfloat16"}, "tinyllama"),
     "openai-community/gpt2": (_GPT2, "gpt2"),
     "meta-llama/Llama-3.1-8B": (_LLAMA31, "llama3"),
     "meta-llama/Llama-3.1-8B-Instruct": (_LLAMA31, "llama3"),

@@ -9,9 +9,12 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metier.models.sizes import TOKENIZER_FILES
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 STD = 0.02
 REPEATED = 1 << 22
@@ -20,10 +23,7 @@ REPEATED = 1 << 22
 
 def write_unborn(config: Mapping[str, Any], tokenizer: Path, folder: Path) -> None:
     """Write the model into `folder`, which must not be there."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from metier.models.load import quiet
+    from transformers import AutoConfig
 
     aside = folder.with_name(f".{folder.name}.aside")
     shutil.rmtree(aside, ignore_errors=True)
@@ -31,17 +31,27 @@ def write_unborn(config: Mapping[str, Any], tokenizer: Path, folder: Path) -> No
     rest = {name: value for name, value in config.items() if name not in ("model_type", "architectures")}
     known = AutoConfig.for_model(config["model_type"], **rest)
     known.architectures = list(config["architectures"])
-    known.save_pretrained(aside)
-    with torch.device("meta"), quiet():
-        skeleton = AutoModelForCausalLM.from_config(known)
-    shapes = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
-    kept = [name for name in shapes if name not in set(skeleton.all_tied_weights_keys)]
-    kind = torch.bfloat16 if config.get("dtype") in ("bfloat16", "float16") else torch.float32
-    _write_shards(aside, {name: shapes[name] for name in kept}, kind)
+    write_weights(known, aside)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, aside / name)  # the original's mode may forbid writing
     aside.rename(folder)
+
+
+def write_weights(config: "PretrainedConfig", folder: Path) -> None:
+    """config.json and the weights alone, into a folder that is there: in bf16 where the config names a 16-bit type."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from metier.models.load import quiet
+
+    config.save_pretrained(folder)
+    with torch.device("meta"), quiet():
+        skeleton = AutoModelForCausalLM.from_config(config)
+    shapes = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
+    kept = [name for name in shapes if name not in set(skeleton.all_tied_weights_keys)]
+    half = config.dtype in (torch.bfloat16, torch.float16, "bfloat16", "float16")
+    _write_shards(folder, {name: shapes[name] for name in kept}, torch.bfloat16 if half else torch.float32)
 
 
 def _write_shards(folder: Path, shapes: Mapping[str, Any], kind: Any) -> None:

@@ -91,19 +91,20 @@ def _closure(steps: Raw, name: str) -> Raw:
     """A step and those that it names, directly or through others."""
     wanted, stack = {name}, [name]
     while stack:
-        for value in _strings(steps[stack.pop()]):
+        for value in strings_in(steps[stack.pop()]):
             if value in steps and value not in wanted:
                 wanted.add(value)
                 stack.append(value)
     return {one: steps[one] for one in steps if one in wanted}
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings_in(value: Any) -> Iterator[str]:
+    """Every string in lists and objects, however deep; not the keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:
-            yield from _strings(one)
+            yield from strings_in(one)
 
 
 def _cut(step: Raw, root: Path, steps: Raw) -> Raw:
