@@ -87,6 +87,19 @@ def test_an_answer_can_be_stopped(page: Any, folder: Path, tmp_path: Path):
         assert "stopped" in page.inner_text(".cost")
 
 
+def test_a_question_waits_for_the_models(page: Any, folder: Path, tmp_path: Path):
+    with serving({"one": folder}, tmp_path) as address:
+        held: list[Any] = []
+        page.route("**/v1/models", lambda route: held.append(route))
+        page.goto(address)
+        ask(page, "Hello?")
+        assert page.locator(".asked").count() == 0
+        held[0].continue_()
+        page.wait_for_selector(".answer:not(.writing)")
+        assert page.inner_text(".asked") == "Hello?"
+        assert page.locator(".answer").count() == 1
+
+
 def test_errors_are_said(page: Any, folder: Path, tmp_path: Path):
     with serving({"one": folder}, tmp_path) as address:
         page.goto(address)

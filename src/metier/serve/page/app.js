@@ -270,12 +270,13 @@ $("door-form").addEventListener("submit", (event) => {
   event.preventDefault();
   state.token = $("token").value.trim();
   sessionStorage.setItem("token", state.token);
-  start().catch(fail);
+  started = start().catch(fail);
 });
-$("ask").addEventListener("submit", (event) => {
+$("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
+  await started;
   const question = $("question").value.trim();
-  if (!question || state.running) return;
+  if (!question || state.running || !chosen().length) return;  // without a model the question stays where it is
   $("question").value = "";
   ask(question).catch(fail);
 });
@@ -294,4 +295,4 @@ $("clear").addEventListener("click", () => {
 $("export").addEventListener("click", download);
 $("model").addEventListener("change", () => fillExamples().catch(fail));
 $("temperature").addEventListener("input", () => { $("temperature-shown").textContent = $("temperature").value; });
-start().catch((error) => { if ($("door").hidden) fail(error); });
+let started = start().catch((error) => { if ($("door").hidden) fail(error); });
