@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import metier
+from metier.cli.schema import schema
 from metier.core.described import descriptions
 from metier.core.stage import Stage
-from metier.recipe import schema
 from metier.stages import CATALOGUE, STAGES
 
 PACKAGE = Path(metier.__file__).parent

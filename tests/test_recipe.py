@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from fake_stages import CATALOGUE, Teach
+from metier.cli.schema import schema
 from metier.core.errors import InputError, ModelError, RecipeError
-from metier.recipe import Recipe, load_recipe, match_files, schema
+from metier.recipe import Recipe, load_recipe, match_files
 
 GOOD = """\
 name: demo

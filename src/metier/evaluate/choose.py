@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from metier.core.errors import DataError, RecipeError, nearest
 from metier.core.stage import Config, Context, FilePattern, ModelRef, Needs, Source, Stage
 from metier.evaluate.exposure import ExposureGate, expose, refuse_early, settle, ticker
-from metier.evaluate.taskfiles import SHIPPED, TASK, Task, read_task, shipped
+from metier.evaluate.taskfiles import SHIPPED, TASK, read_task, shipped
 from metier.text.artifacts import answers_path, read_questions
 from metier.text.items import Item, check_ids, item_of
 
@@ -185,11 +185,6 @@ class Choose(Stage):
             )
         assert isinstance(self.task, str)
         return SHIPPED / self.task
-
-
-def task_of(name: str) -> Task:
-    """A task that comes along."""
-    return read_task(SHIPPED / name)
 
 
 def check_names(models: Sequence[str]) -> None:
