@@ -50,6 +50,7 @@ def test_the_report_is_a_path_and_shows_inline_without_reaching_out(ran: "metier
     assert shown.count('"') < 12  # the page's own are escaped
     assert len(shown) > len(page)
     assert "5 steps" in ran._repr_html_()
+    assert len(repr(ran)) < 1000  # a notebook shows it where it cannot show HTML
 
 
 def test_the_scores_are_those_of_the_leaderboard(ran: "metier.Run"):

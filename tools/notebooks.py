@@ -246,7 +246,7 @@ for place, contender in enumerate(contenders):
     axes.bar([at + place * width for at, _ in shown], means, width, yerr=reach, capsize=2, label=contender)
 axes.set(ylabel=f"mean, n = {rows[0]['n']}", ylim=(0, 1))
 axes.set_xticks([at + 0.4 - width / 2 for at in range(len(metrics))], metrics)
-axes.legend(fontsize="small")
+axes.legend(fontsize="small", ncols=len(contenders), loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
 figure.tight_layout()
 plt.show()""",
     ),

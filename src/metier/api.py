@@ -14,6 +14,7 @@ Everything that is wrong raises a `metier.core.errors.MetierError`, which names 
 import html
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Place = str | os.PathLike[str]
 HEIGHT = 720
 """Of a report shown inline, in pixels."""
+warnings.filterwarnings("ignore", message="IProgress not found")  # said in notebooks of bars that we do not show
 COLUMNS = ("contender", "step", "metric", "group", "n", "mean", "low", "high")
 
 
@@ -123,7 +125,7 @@ def _cell(value: Any) -> str:
 class Run:
     """A finished run. result: its recipe and what each step made."""
 
-    result: "Result"
+    result: "Result" = field(repr=False)
     store: Store
     page: Path
 
