@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from benchmarks.rows import Row, write
 from metier.core.events import Events
 from metier.core.stage import Context, Source
-from metier.engine.local import document_nll
+from metier.engine.documents import document_nll
 from metier.measure.statistics import compare
 from metier.models.builtin import BUILTIN
 from metier.models.load import Loaded, load

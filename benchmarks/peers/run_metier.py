@@ -14,9 +14,10 @@ from metier.core.events import Event, Events
 from metier.models.shape import cast_, input_embeddings
 from metier.train.batches import Batches, Piece, shared_prefix, size_of
 from metier.train.checkpoint import Checkpoints
+from metier.train.course import Course, Watch
 from metier.train.forward import Forward
 from metier.train.job import load_base
-from metier.train.loop import Course, Watch, fit
+from metier.train.loop import fit
 from metier.train.methods import FreezeMethod, apply
 from metier.train.precision import best_device, choose
 from metier.train.prefix_cache import PrefixCache, room_for

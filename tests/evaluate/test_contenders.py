@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from tests.fakes import byte_tokenizer, save_tiny
 
-from metier.engine.local import document_nll, generate
+from metier.engine.documents import document_nll
+from metier.engine.local import generate
 from metier.evaluate.reading import LOG2
 from metier.models.adapter import LoraSettings, add_lora, merge
 from metier.models.load import Loaded, load

@@ -19,10 +19,11 @@ from metier.train import int8, varlen
 from metier.train.attention import attend
 from metier.train.batches import Batches, Piece, shared_prefix, weight_of
 from metier.train.checkpoint import Checkpoints
+from metier.train.course import Course, Watch
 from metier.train.fast import ops
 from metier.train.forward import Forward
 from metier.train.job import converter
-from metier.train.loop import Course, Watch, fit
+from metier.train.loop import fit
 from metier.train.methods import Quantize
 from metier.train.optimizers import Kind
 from metier.train.precision import Precision, gemm_peak

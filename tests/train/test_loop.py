@@ -19,8 +19,9 @@ from metier.core.events import Events
 from metier.models.adapter import LoraSettings, add_lora
 from metier.train.batches import Batches, Piece
 from metier.train.checkpoint import Checkpoints
+from metier.train.course import Course, State, Watch
 from metier.train.forward import Forward
-from metier.train.loop import Course, State, Watch, fit
+from metier.train.loop import fit
 from metier.train.optimizers import is_hidden_matrix
 from metier.train.precision import Precision, choose
 from metier.train.together import ALONE
@@ -244,7 +245,7 @@ class Scaled(Precision):
 
 
 def test_overflowing_gradients_halve_the_scale_and_lose_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("metier.train.loop.GROWTH", 3)
+    monkeypatch.setattr("metier.train.passes.GROWTH", 3)
     plain, scaled = fakes.tiny("llama"), fakes.tiny("llama")
     settings: dict[str, Any] = {"max_steps": 5, "batches": {"accumulation": 1}}
     expected = run(plain, tmp_path / "plain", **settings)

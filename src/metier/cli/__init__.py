@@ -4,25 +4,26 @@ Exit codes: 0 done, 1 something failed, 2 the input is wrong and nothing was wri
 command goes on), 130 stopped at once. Nothing here imports torch; `chat` and `doctor` do, when called.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from metier.cli import environment
+from metier.cli.options import (
+    OUT,
+    STORE,
+    KeepGoing,
+    OnlyStep,
+    OutFolder,
+    Overrides,
+    RecipeFile,
+    Smoke,
+    StoreFolder,
+    Variant,
+)
 from metier.core.errors import MetierError
-
-ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # waiting OpenMP threads that spin make two busy cores several times slower
-    "GOMP_SPINCOUNT": "40000",  # but about 0.1 ms of it, so that small products need no wake-up: a quarter faster
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",  # of 1,024: each kernel for a row's shape holds memory, 2 GB in all
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYDANTIC_DISABLE_PLUGINS": "__all__",  # none is wanted, and looking for them takes a twentieth of `metier plan`
-}
-"""Set before anything heavy is imported, where the user has not set it otherwise."""
 
 app = typer.Typer(
     help="Teach a small language model a trade: one recipe from raw text to a measured specialist.",
@@ -32,33 +33,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="STEP.FIELD=VALUE", help="Override a value (YAML); may be given several times."),
-]
-StoreFolder = Annotated[
-    Path, typer.Option("--store", metavar="DIR", envvar="METIER_STORE", help="Where finished steps are kept.")
-]
-OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the report and models are published.")]
-KeepGoing = Annotated[
-    bool, typer.Option("--keep-going", "-k", help="Read all files before saying what is wrong in them.")
-]
-OnlyStep = Annotated[str | None, typer.Option("--only", metavar="STEP", help="Only this step and those that it needs.")]
-Variant = Annotated[
-    str | None, typer.Option("--variant", metavar="NAME", help="One of the recipe's variants, such as best.")
-]
-Smoke = Annotated[
-    bool, typer.Option("--smoke", help="Every step, small: a stand-in for each model, no network, results of its own.")
-]
-STORE = Path(".metier")
-OUT = Path("runs")
-
 
 def main() -> None:
     """Run the command that the arguments name; deliberate errors go to stderr, without a traceback."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    environment.set_defaults()
     try:
         app()
     except MetierError as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from metier.cli import STORE
+from metier.cli.options import STORE
 from metier.cli.wording import bytes_text
 from metier.core.machine import FILE, free_memory, remember
 

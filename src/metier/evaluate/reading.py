@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from metier.core.errors import DataError, ModelError
 from metier.core.measure import PeakMemory, Stopwatch
 from metier.core.stage import Context
-from metier.engine.local import document_nll
+from metier.engine.documents import document_nll
 from metier.evaluate.answering import stopper
 from metier.evaluate.table import CLEAN, Column, Row
 from metier.models.load import Loaded, load

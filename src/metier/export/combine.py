@@ -20,7 +20,7 @@ from metier.core.disk import write_whole
 from metier.core.errors import MetierError, ModelError
 from metier.core.events import Events
 from metier.core.stage import STOP
-from metier.engine.local import document_nll
+from metier.engine.documents import document_nll
 from metier.measure.statistics import compare
 from metier.models.adapter import merge
 from metier.models.builtin import base_link, folder_digest, follow, is_adapter

@@ -17,8 +17,9 @@ from typing import Any
 
 from metier.core.events import Events
 from metier.core.stage import Source
+from metier.engine.documents import document_nll
 from metier.engine.likelihood import Fork, fork_logprobs
-from metier.engine.local import document_nll, generate
+from metier.engine.local import generate
 from metier.measure.metrics import METRICS, Answered
 from metier.models.load import Loaded
 from metier.prune.settings import Guard, spaced

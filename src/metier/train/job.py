@@ -33,10 +33,11 @@ from metier.models.stream import Convert, convert_, load_converted
 from metier.text.artifacts import write_json, write_jsonl
 from metier.train.batches import Ids, digest_of, micros, shared_prefix, size_of
 from metier.train.checkpoint import Checkpoints
+from metier.train.course import Course, State, Watch
 from metier.train.estimate import cheaper, check_memory, learned, micro_tokens
 from metier.train.forward import Forward, check_exact, frozen_blocks
 from metier.train.int8 import Int8Linear
-from metier.train.loop import Course, State, Watch, fit
+from metier.train.loop import fit
 from metier.train.material import Material
 from metier.train.methods import FreezeMethod, LoraMethod, Quantize, apply, name_of
 from metier.train.precision import Precision, best_device, choose, gemm_peak

@@ -7,10 +7,7 @@ few of them training goes back some steps and on at half the learning rate, and 
 Dropout is seeded by (seed, step, micro-step) and the data's order by (seed, epoch), so a resumed run ends with the bits
 of an uninterrupted one, and so does a second run on the same machine with as many threads.
 
-Where memory runs out, the window is done again in micro-steps of half the tokens: the same samples, the same gradient.
-
-In fp16 the loss is scaled up so that small gradients survive. A window whose gradients overflow is done again at half
-the scale; nothing is skipped for that. The scale doubles after GROWTH steps without one.
+What happens within a window stands in `metier.train.passes`, what a run is told and keeps in `metier.train.course`.
 
 Costs 16 bytes a trained parameter (weight, gradient, two moments; 10 with 8-bit moments), what the frozen ones are held
 in, and the activations of one micro-step; keeping the best adds 4 bytes a trained parameter.
@@ -20,12 +17,11 @@ import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -33,114 +29,22 @@ from torch import Tensor, nn
 
 from metier.core.errors import InputError, Interrupted, TrainingError
 from metier.core.events import Events
-from metier.train.batches import Batches, Micro, Window, digest_of, size_of, targets_of, weight_of
+from metier.train.batches import Batches, Micro, Window, digest_of, size_of, targets_of
 from metier.train.checkpoint import Checkpoints, differences
+from metier.train.course import Course, State, Watch
 from metier.train.forgetting import Objective
 from metier.train.forward import Forward
 from metier.train.mishaps import RECENT, SLOWER, Mishap, back_to, follows, hopeless, judge, limit, mishap, names
-from metier.train.optimizers import Kind, Optimizers
+from metier.train.optimizers import Optimizers
+from metier.train.passes import Passes
 from metier.train.precision import Precision, gemm_peak
-from metier.train.scarce import Foresight, MemoryRanOut, narrowed, ran_out
-from metier.train.schedule import DECAY, Shape, share_of_peak
-from metier.train.sharded import norm_of, write
+from metier.train.sharded import write
 from metier.train.together import ALONE, World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-T = TypeVar("T")
-
-FIRST_SCALE = 2.0**16
-"""What fp16 losses are multiplied by at first; torch's own choice, like GROWTH."""
-GROWTH = 2000
 PLACE = "place"
-NO_LIMIT = 2**62
-
-
-@dataclass(frozen=True)
-class Course:
-    """How the weights change, and for how long.
-
-    max_steps: stop there, even amid an epoch. warmup, decay: shares of the steps over which the learning rate rises
-    and, with wsd, falls. min_learning_rate: a share of the peak. clip: the largest gradient norm. seed: of dropout and
-    noise.
-    """
-
-    epochs: int = 1
-    max_steps: int | None = None
-    optimizer: Kind = "adamw"
-    learning_rate: float = 2e-5
-    schedule: Shape = "cosine"
-    warmup: float = 0.01
-    decay: float = DECAY
-    min_learning_rate: float = 0.1
-    weight_decay: float = 0.01
-    clip: float | None = 1.0
-    seed: int = 0
-
-    def rate(self, step: int, total: int) -> float:
-        """The learning rate of a step, 0 to total - 1."""
-        return self.learning_rate * share_of_peak(
-            step, total, shape=self.schedule, warmup=self.warmup, floor=self.min_learning_rate, decay=self.decay
-        )
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What is looked at on the way.
-
-    dev: what to measure the dev loss on: before training, at each epoch's end (or every `every` steps) and at the end.
-    log_every: steps between reports. keep_best: end with the weights of the lowest dev loss rather than the last.
-    patience: stop after so many dev losses in a row that were no new lowest. most: stop once the dev loss is more than
-    that many times what it was before training, and end with the weights of the last that was not.
-    """
-
-    dev: Sequence[Micro] = ()
-    every: int | None = None
-    log_every: int = 10
-    keep_best: bool = False
-    patience: int | None = None
-    most: float | None = None
-
-
-@dataclass
-class State:
-    """What a run has done so far; all of it is kept in checkpoints.
-
-    step: optimizer steps. tokens: that went through the model. targets: that were trained on. log: a row for every step
-    and dev loss (deterministic). measured: rows with time and memory. best_step, best_loss: of the lowest dev loss.
-    dev_since_best: dev losses measured since that. seconds: of training, dev losses not included. scale: what losses
-    are multiplied by (fp16), steady: steps since it last changed. mishaps: windows that were left out. slower_from: the
-    step that training went back to and since when the learning rate is halved; known: the mishaps that led there.
-    micro_tokens: the most that memory has room for at once, where it ran out.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    targets: int = 0
-    log: list[dict[str, Any]] = field(default_factory=list)
-    measured: list[dict[str, Any]] = field(default_factory=list)
-    best_step: int | None = None
-    best_loss: float | None = None
-    last_dev: int | None = None
-    dev_since_best: int = 0
-    seconds: float = 0.0
-    scale: float = 1.0
-    steady: int = 0
-    mishaps: list[Mishap] = field(default_factory=list)
-    slower_from: int | None = None
-    known: int = 0
-    micro_tokens: int | None = None
-
-    @property
-    def losses(self) -> list[float]:
-        """The training loss of each step, in nats a target (by weight; smoothed where labels are)."""
-        return [row["loss"] for row in self.log if "loss" in row]
-
-    @property
-    def dev_losses(self) -> list[float]:
-        """The dev losses, the first from before training."""
-        return [row["dev_loss"] for row in self.log if "dev_loss" in row]
 
 
 def fit(
@@ -240,17 +144,24 @@ class _Loop:
     world: World = ALONE
     state: State = field(default_factory=State)
     best: dict[str, Tensor] = field(default_factory=dict)
-    foresight: Foresight = field(default_factory=Foresight)
-    _micro: Micro = ()
-    _next: Micro | None = None
     _windows: tuple[int, list[Window]] = (-1, [])
     _last: Window = ()
     _since: tuple[int, float] = (0, 0.0)
 
     def __post_init__(self) -> None:
-        if self.precision.scaler:
-            self.state.scale = FIRST_SCALE
-        self.foresight.among = self.world.local_size
+        self.passes = Passes(
+            self.forward,
+            self.named,
+            self.optimizers,
+            self.precision,
+            self.events,
+            self.check_stop,
+            self.state,
+            seed=self.course.seed,
+            clip=self.course.clip,
+            objective=self.objective,
+            world=self.world,
+        )
 
     @cached_property
     def _process(self) -> psutil.Process:
@@ -292,10 +203,10 @@ class _Loop:
             return True
         position = state.step - (epoch_ends[epoch - 1] if epoch else 0)
         window = self._window(epoch, position)
-        self._next = self._first_of(epoch, position + 1) if state.step + 1 < epoch_ends[epoch] else None
+        following = self._first_of(epoch, position + 1) if state.step + 1 < epoch_ends[epoch] else None
         rate = self._rate(state.step, total)
         scaled = state.scale, state.steady
-        loss, norm = self._gradients(window)
+        loss, norm = self.passes.gradients(window, following)
         targets = sum(targets_of(micro) for micro in window)
         usual = state.targets / max(1, state.step - self._left_out())
         # two losses that pull against one another rise and fall without anything being wrong with a sample
@@ -392,7 +303,7 @@ class _Loop:
         self.model.eval()
         several = self.world.size
         groups = (tuple(watch.dev[start : start + several]) for start in range(0, len(watch.dev), several))
-        sums = [self.world.added(self._fitting(group, self._summed)) for group in groups]
+        sums = [self.passes.losses(group) for group in groups]
         self.model.train()
         mean = torch.cat(sums).sum().item() / sum(targets_of(micro) for micro in watch.dev)
         if not math.isfinite(mean):
@@ -472,7 +383,7 @@ class _Loop:
     ) -> None:
         """The opposite of `tensors` and `asdict(state)`. Raises InputError where other data would come next."""
         was = state.pop(PLACE)
-        self.state = State(**state)
+        self.state = self.passes.state = State(**state)
         changed = list(differences(was, self.place(total, epoch_ends), ""))
         if changed:
             raise InputError(
@@ -503,120 +414,6 @@ class _Loop:
         if self._windows[0] != epoch:
             self._windows = (epoch, self.batches.windows(epoch))
         return self._windows[1][position]
-
-    def _gradients(self, window: Window) -> tuple[float, float]:
-        """Leave the window's gradients, clipped, in the parameters. Returns its mean loss and their norm before."""
-        state = self.state
-        weight = 1.0 if self.objective is not None else sum(weight_of(micro) for micro in window)
-        while True:
-            sums = self._fitting(self.world.cut(window), self._backward)
-            loss = self.world.added(sums).sum() / weight
-            self.world.sum_gradients(self.named)
-            found, norm = self.world.same(torch.stack([loss, self._clipped()]).tolist())
-            state.steady += 1
-            if math.isfinite(norm) or not math.isfinite(found) or state.scale <= 1:
-                break
-            state.scale, state.steady = state.scale / 2, 0
-        if self.precision.scaler and state.steady >= GROWTH:
-            state.scale, state.steady = state.scale * 2, 0
-        return found, norm
-
-    def _backward(self, window: Window) -> Tensor:
-        """Add the gradients of this process's micro-steps. Returns their losses at their places, (micro-steps,)."""
-        weigh = None if self.objective is None else self.objective.of(window)
-        weight = sum(weight_of(micro) for micro in window) if weigh is None else 1.0
-        self.optimizers.zero_grad()  # also what a stop amid the window left
-        own = self.world.own(window)
-        sums = torch.zeros(len(window), device=self.precision.device)
-        for index, (place, micro) in enumerate(own):
-            self._micro = micro
-            self._look()
-            torch.manual_seed(_mix(self.course.seed, self.state.step, place or 0))
-            following = own[index + 1][1] if index + 1 < len(own) else self._next
-            with self.foresight.of(micro) if self.precision.device.type == "cpu" else nullcontext():
-                scale = 0.0 if place is None else self.state.scale / weight
-                loss = self.forward.backward(micro, scale=scale, following=following, weigh=weigh)
-                if place is not None:
-                    sums[place] = loss
-        self._micro = ()
-        return sums
-
-    def _summed(self, window: Window) -> Tensor:
-        """The losses of this process's micro-steps, without gradients, at their places: (micro-steps,)."""
-        sums = torch.zeros(len(window), device=self.precision.device)
-        for place, micro in self.world.own(window):
-            self._micro = micro
-            self._look()
-            loss = self.forward.summed_loss(micro)
-            if place is not None:
-                sums[place] = loss
-        self._micro = ()
-        return sums
-
-    def _look(self) -> None:
-        """Stop where that was asked for. Several processes stop together, see `_fitting`."""
-        if self.world.alone:
-            self.check_stop()
-
-    def _asked(self) -> bool:
-        if self.world.alone:
-            return False
-        try:
-            self.check_stop()
-        except Interrupted:
-            return True
-        return False
-
-    def _fitting(self, window: Window, work: Callable[[Window], Tensor]) -> Tensor:
-        """`work` on the window; where memory runs out, on the same pieces in smaller micro-steps, from then on too.
-
-        Several processes then do it again together, and stop together where any of them was asked to.
-        """
-        while True:
-            short, said = 0, ""
-            try:
-                done = work(narrowed(window, self.state.micro_tokens))
-            except (MemoryError, RuntimeError) as error:
-                if not ran_out(error) or not self._micro or self.world.sharded:
-                    raise
-                said = str(error) or type(error).__name__
-            if said:  # out here what the failed attempt held is free
-                short = self._too_large(said)
-            # the least limit is the largest of their negatives, and none is below all
-            stop, least = self.world.largest(self._asked(), -short if short else -NO_LIMIT)
-            if stop:
-                raise Interrupted("stopped on request", cure="run the same command again: it goes on from here")
-            if least == -NO_LIMIT:
-                return done
-            self._narrow(-least)
-
-    def _too_large(self, said: str) -> int:
-        """The tokens of a micro-step that may fit. Raises MemoryRanOut where one sample does not."""
-        micro, self._micro = self._micro, ()
-        if len(micro) < 2:
-            raise MemoryRanOut(
-                f"memory ran out at step {self.state.step + 1}, on one sample ({micro[0].id})", value=said
-            )
-        return size_of(micro) // 2
-
-    def _narrow(self, tokens: int) -> None:
-        self.optimizers.zero_grad()
-        if self.precision.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.state.micro_tokens = tokens
-        self.events.warning(
-            f"memory ran out in a micro-step of some {2 * tokens} tokens: they have at most {tokens} from here on; "
-            "each step has the same samples and gradients as before"
-        )
-
-    def _clipped(self) -> Tensor:
-        """The norm of all gradients, which lose the loss's scale and are made smaller to `clip` where it is larger."""
-        found = [p.grad for p in self.named.values() if p.grad is not None]
-        if self.state.scale != 1:
-            torch._foreach_mul_(found, 1 / self.state.scale)
-        if self.course.clip is None:
-            return norm_of(nn.utils.get_total_norm(found))
-        return norm_of(nn.utils.clip_grad_norm_(self.named.values(), self.course.clip))
 
     def report(self, total: int) -> None:
         """Say how far training is, unless that was said or nothing has been trained since a resume."""
@@ -653,8 +450,3 @@ class _Loop:
     def _flops_a_token(self) -> float:
         """Arithmetic that the last window needed, over its tokens."""
         return sum(self.forward.flops(micro) for micro in self._last) / sum(size_of(micro) for micro in self._last)
-
-
-def _mix(seed: int, step: int, micro: int) -> int:
-    """One seed from three numbers, different for all that a run can have."""
-    return ((seed * 1_000_003 + step) * 1_009 + micro) % 2**63
