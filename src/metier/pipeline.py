@@ -286,7 +286,7 @@ def _run(
 ) -> Result:
     planned = plan(recipe, store, only=only)
     waiting = [step for step in planned if step.state == "run"]
-    check(recipe, waiting, keep_going=keep_going, processes=1 if helpers is None else helpers.size)
+    check(recipe, waiting, keep_going=keep_going, helpers=helpers)
     pin(recipe.path, (source for step in planned for source in step.sources.values()))
     whole = Events("", listeners=list(listeners))
     watch = Stopwatch()
@@ -309,25 +309,29 @@ def _run(
     return Result(recipe, artifacts, planned)
 
 
-def check(recipe: Recipe, steps: Sequence[Planned], *, keep_going: bool = False, processes: int = 1) -> None:
+def check(
+    recipe: Recipe, steps: Sequence[Planned], *, keep_going: bool = False, helpers: Helpers | None = None
+) -> None:
     """Let every step look at its input. Raises InputError with the faults of all; writes nothing.
 
     keep_going: a step too looks at all of its files before it raises, instead of stopping at the first faulty one.
-    processes: how many are to run the steps that several can run.
+    helpers: the processes that are to run the steps that several can run, and the room that there is.
     """
     token = KEEP_GOING.set(keep_going or KEEP_GOING.get())
     try:
-        _check(recipe, steps, processes)
+        _check(recipe, steps, helpers)
     finally:
         KEEP_GOING.reset(token)
 
 
-def _check(recipe: Recipe, steps: Sequence[Planned], processes: int) -> None:
+def _check(recipe: Recipe, steps: Sequence[Planned], helpers: Helpers | None) -> None:
     errors: list[InputError] = []
     for step in steps:
         try:
+            if helpers is not None:
+                helpers.check(step.stage)
             if step.stage.several:
-                step.stage.check_processes(processes)
+                step.stage.check_processes(1 if helpers is None else helpers.processes(step.stage))
             step.stage.check(step.sources)
         except InputError as error:
             errors.append(error.within(recipe.where(step.name)))
@@ -428,11 +432,10 @@ def _execute(recipe: Recipe, step: Planned, ctx: Context, helpers: Helpers | Non
     """Run the stage in its workspace and return the artifact's record."""
     started, watch, events, sources = now(), Stopwatch(), ctx.events, ctx.sources
     events.emit("started", kind=_kind(step.stage), key=str(step.key), why=step.why)
-    with ExitStack() as stack:
-        if helpers is not None and step.stage.several:
-            ctx = stack.enter_context(helpers.together(step.stage, ctx))
-        memory = stack.enter_context(PeakMemory())
-        metrics = _checked(step.stage.run(ctx))
+    if step.stage.resources is not None and (helpers is None or not helpers.places):
+        events.note("resources have no effect here: they are for a cluster (metier run --on)")
+    with PeakMemory() as memory:
+        metrics = _checked(step.stage.run(ctx) if helpers is None else helpers.run(step.stage, ctx))
     seconds = round(watch.seconds, 3)
     events.emit("finished", metrics=metrics, seconds=seconds, peak_rss_bytes=memory.peak_bytes)
     fields: dict[str, str] = {}

@@ -100,6 +100,10 @@ def run(
         int | None,
         typer.Option("--processes", metavar="N", min=1, help="Train with so many processes on this machine."),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="CLUSTER", help="Run on Ray: local, auto, HOST:PORT or ray://HOST:PORT."),
+    ] = None,
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="True sizes, random weights, a few steps: memory and time, measured.")
     ] = False,
@@ -121,7 +125,7 @@ def run(
     if rehearse:
         from metier.cli.rehearse import rehearse_recipe
 
-        if smoke or json or only is not None or track or keep_going or max_minutes is not None or processes:
+        if smoke or json or only is not None or track or keep_going or max_minutes is not None or processes or on:
             raise typer.BadParameter("--rehearse goes with --set, --variant, --store, --out, --quiet alone")
         made = rehearse_recipe(
             recipe, overrides or [], store, out, trial=Trial(variant), tokenizers=tokenizers, layers=layers, quiet=quiet
@@ -141,6 +145,7 @@ def run(
         max_minutes=max_minutes,
         trial=Trial(variant, smoke),
         processes=processes,
+        on=on,
     )
 
 

@@ -12,6 +12,7 @@ import typer
 from metier.cli.console import Display, JsonLines, LiveView, PlainLines, Quiet
 from metier.cli.publishing import publish_result
 from metier.cli.stopping import StopFlag
+from metier.core.errors import InputError
 from metier.core.store import Store
 from metier.core.team import Helpers
 from metier.pipeline import Result, run
@@ -36,12 +37,14 @@ def run_recipe(
     max_minutes: float | None = None,
     trial: Trial | None = None,
     processes: int | None = None,
+    on: str | None = None,
 ) -> None:
     """Run a recipe and publish the report. With `only`, a part is run and nothing published.
 
     track: names of trackers that hear the events too. keep_going: gather the faults of all input files first.
     max_minutes: stop at a safe point after so long. trial: as in `load_recipe`. processes: how many run the steps that
-    several can run; under torchrun those that it started, of which all but the first help and publish nothing.
+    several can run; under torchrun those that it started, of which all but the first help and publish nothing. on: the
+    Ray cluster to run on.
     """
     if _helps():
         return
@@ -57,6 +60,7 @@ def run_recipe(
         keep_going=keep_going,
         max_minutes=max_minutes,
         processes=processes,
+        on=on,
     )
     if report is None:
         return
@@ -79,6 +83,7 @@ def carry_out(
     keep_going: bool = False,
     max_minutes: float | None = None,
     processes: int | None = None,
+    on: str | None = None,
 ) -> tuple[Result, Path | None]:
     """Run a recipe with progress on `display`. Returns what was made, and the report, or None with `only`."""
     configs = {name: stage.model_dump(mode="json") for name, stage in recipe.steps.items()}
@@ -89,7 +94,7 @@ def carry_out(
         stack.enter_context(display)
         hearing = [stack.enter_context(tracker).hear for tracker in trackers]
         listeners = [display.hear, partial.hear, *hearing]
-        helpers = stack.enter_context(_helpers(processes, Store(store)))
+        helpers = stack.enter_context(_helpers(processes, on, Store(store)))
         result = run(
             recipe, Store(store), listeners=listeners, stop=stop, only=only, keep_going=keep_going, helpers=helpers
         )
@@ -118,8 +123,15 @@ def _helps() -> bool:
     return True
 
 
-def _helpers(processes: int | None, store: Store) -> AbstractContextManager[Helpers | None]:
+def _helpers(processes: int | None, on: str | None, store: Store) -> AbstractContextManager[Helpers | None]:
     """The other processes; torch is imported only where there are some."""
+    if on is not None:
+        from metier.scale.cluster import Cluster
+
+        if _several():
+            what, cure = "torchrun started the processes already", "leave --on out, or run without torchrun"
+            raise InputError(what, where="--on", value=on, cure=cure)
+        return Cluster(on, store, processes)
     if (processes is None or processes == 1) and not _several():
         return nullcontext()
     from metier.scale.crew import crew

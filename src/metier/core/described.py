@@ -16,6 +16,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+LAST = ("resources",)
+"""Settings of every stage: they stand behind its own."""
+
 
 @cache
 def descriptions(cls: type[BaseModel]) -> Mapping[str, str]:
@@ -30,7 +33,7 @@ def descriptions(cls: type[BaseModel]) -> Mapping[str, str]:
 def table(config: type[BaseModel], without: Collection[str] | Mapping[str, object] = ()) -> str:
     """Every setting of a class but those of `without`, with its default and what it is for: a table in Markdown."""
     lines = ["| setting | left out | |", "|---|---|---|"]
-    for name, field in config.model_fields.items():
+    for name, field in sorted(config.model_fields.items(), key=lambda one: one[0] in LAST):
         if name in without:
             continue
         default = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]

@@ -16,7 +16,7 @@ A message names what is wrong, where (file:line, step.field), the value found, a
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 
 class MetierError(Exception):
@@ -45,10 +45,20 @@ class MetierError(Exception):
             lines.append(f"  cure:  {self.cure}")
         return "\n".join([*lines, *map(str, self.others)])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as it stands: subclasses are made from other words than an exception keeps."""
+        return _again, (type(self), self.args, self.__dict__)
+
     def within(self, place: str) -> Self:
         """The same error, its `where` preceded by the larger place that it lies in."""
         self.where = f"{place}: {self.where}" if self.where else place
         return self
+
+
+def _again(cls: type[MetierError], args: tuple[Any, ...], state: dict[str, Any]) -> MetierError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
 
 
 E = TypeVar("E", bound=MetierError)

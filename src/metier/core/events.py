@@ -35,7 +35,10 @@ class Events:
 
     def emit(self, event: str, **fields: Any) -> None:
         """Record `event` (a short word: started, progress, train, dev, note, warning, finished ...) with its fields."""
-        record: Event = {"time": round(time.time(), 3), "step": self.step, "event": event, **fields}
+        self.pass_on({"time": round(time.time(), 3), "step": self.step, "event": event, **fields})
+
+    def pass_on(self, record: Event) -> None:
+        """Record an event as it was told elsewhere."""
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")

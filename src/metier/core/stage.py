@@ -13,6 +13,7 @@ same bytes every time); whatever depends on the clock or the machine (latency, m
 it leaves there as `machine.json` is remembered for later estimates.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from metier.core.errors import Interrupted
 from metier.core.events import Events
@@ -87,6 +88,52 @@ class Config(BaseModel):
     """Whether it names a model that is asked over a connection, which a recipe with `offline: true` refuses."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
+
+
+UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MB|GB|TB)")
+
+
+class Resources(Config):
+    """What a step takes on a cluster (`metier run --on`). None of it changes what comes out, but for the last bits of a
+    training step with another number of workers or CPUs."""
+
+    workers: int | None = Field(None, ge=1)
+    """Processes that share the work: those that train together; elsewhere how many read, encode, answer or judge at
+    a time. Left out: for training what `--processes` says, or one; else as many as the cluster has CPUs."""
+    cpus: int | None = Field(None, ge=1)
+    """CPUs of each worker. Left out: a training worker gets its share of a machine, any other one."""
+    gpus: float | None = Field(None, ge=0)
+    """GPUs of each worker; a part of one where several share it. Left out: one for each training worker, where the
+    cluster has some."""
+    memory: str | None = None
+    """Memory of each worker, such as `16GB`: so that no more of them come to one machine than it holds."""
+    restarts: int | None = Field(None, ge=0)
+    """How often a training step begins again from its last checkpoint after a worker or its machine was lost. Left out:
+    5."""
+
+    @field_validator("memory")
+    @classmethod
+    def _a_size(cls, value: str | None) -> str | None:
+        if value is not None and not SIZE.fullmatch(value.strip()):
+            raise ValueError("write a number with MB, GB or TB, as in 16GB")
+        return value
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_or_part(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError("more than one GPU comes whole: write 1, 2, ..., or a part of one such as 0.5")
+        return value
+
+    @property
+    def bytes(self) -> int | None:
+        """The memory in bytes."""
+        if self.memory is None:
+            return None
+        found = SIZE.fullmatch(self.memory.strip())
+        assert found is not None
+        return int(float(found[1]) * UNITS[found[2]])
 
 
 @dataclass(frozen=True)
@@ -162,12 +209,27 @@ class Stage(Config, ABC):
     """A kind of step. Subclasses give `kind` (a Literal with its default), `produces` and `version`.
 
     produces: the kind of artifact it leaves. version: raised whenever the same config would now produce something else.
-    several: whether several processes can run it together (see `Context.team`).
+    several: whether several processes can run it together (see `Context.team`). spreads: whether parts of its work go
+    to other processes of a cluster (see `metier.core.workers.spread`).
     """
 
     produces: ClassVar[str]
     version: ClassVar[int] = 1
     several: ClassVar[bool] = False
+    spreads: ClassVar[bool] = False
+
+    resources: Annotated[Resources | None, Runtime()] = None
+    """What the step takes of a cluster's machines, with `metier run --on`; without, it has no effect. See
+    `docs/scale.md`."""
+
+    @model_validator(mode="after")
+    def _resources_have_effects(self) -> "Stage":
+        wanted = self.resources.model_fields_set if self.resources else set()
+        if "workers" in wanted and not (self.several or self.spreads):
+            raise ValueError("resources.workers has no effect: one process does the work of this kind; leave it out")
+        if "restarts" in wanted and not self.several:
+            raise ValueError("resources.restarts has no effect here: it is for steps that train; leave it out")
+        return self
 
     def check(self, sources: Mapping[str, Source]) -> None:
         """Look for bad input before any step of the run starts: raises InputError. Loads no weights, writes nothing.

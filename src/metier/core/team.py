@@ -4,7 +4,7 @@ Process 0 runs the recipe and writes the store; the others only help with the st
 they are started and how they find each other is `metier.scale`'s business.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,14 +22,15 @@ class Team:
 
 
 class Helpers(Protocol):
-    """The other processes of a run."""
+    """The other processes of a run. places: whether they are put where a step's `resources` say."""
 
-    @property
-    def size(self) -> int:
-        """How many processes there are, this one included."""
+    places: bool
 
-    def together(self, stage: "Stage", ctx: "Context") -> "AbstractContextManager[Context]":
-        """Within it all processes run the stage, each with its place in `Context.team`.
+    def processes(self, stage: "Stage") -> int:
+        """How many processes run a step that several can run, the first included."""
 
-        Raises InputError where they do not fit together, and what made another process fail.
-        """
+    def check(self, stage: "Stage") -> None:
+        """Raise InputError where there is no room for what a step wants."""
+
+    def run(self, stage: "Stage", ctx: "Context") -> "Mapping[str, float]":
+        """Run a step with all that helps. Raises what made another process fail, as well as what the stage raises."""

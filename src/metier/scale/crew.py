@@ -14,7 +14,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Self
 
@@ -37,6 +37,8 @@ class Crew:
 
     size: how many processes there are with this one. found: torchrun started them already.
     """
+
+    places = False
 
     def __init__(self, size: int, store: Store, *, found: bool = False) -> None:
         self.size = size
@@ -67,13 +69,30 @@ class Crew:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def processes(self, stage: Stage) -> int:  # noqa: ARG002
+        """As `metier.core.team.Helpers` says."""
+        return self.size
+
+    def check(self, stage: Stage) -> None:
+        """Nothing is asked of a machine here."""
+
+    def run(self, stage: Stage, ctx: Context) -> Mapping[str, float]:
+        """As `metier.core.team.Helpers` says."""
+        if not stage.several:
+            return stage.run(ctx)
+        with self.together(stage, ctx) as inside:
+            return stage.run(inside)
+
     @contextlib.contextmanager
     def together(self, stage: Stage, ctx: Context) -> Iterator[Context]:
-        """As `metier.core.team.Helpers` says."""
+        """Within it all processes run the stage, each with its place in `Context.team`.
+
+        Raises InputError where they do not fit together, and what made another process fail.
+        """
         before = torch.get_num_threads()
         link = self._link or self._begin()
         number, self._steps = self._steps, self._steps + 1
-        link.tell(f"step/{number}", _told(stage, ctx))
+        link.tell(f"step/{number}", told(stage, ctx))
         try:
             for rank in link.others:
                 link.hear(f"ready/{number}/{rank}", stop=ctx.stop)
@@ -140,8 +159,8 @@ class Crew:
 
     def _look(self, link: Link) -> None:
         """Raise what made another process fail."""
-        for rank, told in link.failures().items():
-            raise raised(rank, told)
+        for rank, said in link.failures().items():
+            raise raised(rank, said)
         for rank, child in enumerate(self._children, 1):
             if child.poll() not in (None, 0):
                 raise TrainingError(f"process {rank} {_ending(child.returncode)}", cure=GO_ON)
@@ -149,7 +168,7 @@ class Crew:
     def _failure(self, link: Link, error: Exception) -> MetierError | Exception:
         """What another process says of why the work together failed, else what is known of it; else the error."""
         text = str(error)
-        if not (isinstance(error, TimeoutError | dist.DistError) or _of_group(text)):
+        if not (isinstance(error, TimeoutError | dist.DistError) or of_group(text)):
             return error
         until = time.monotonic() + LAST_WORDS / 2
         while time.monotonic() < until:
@@ -185,7 +204,8 @@ def crew(processes: int | None, store: Store) -> "contextlib.AbstractContextMana
     return contextlib.nullcontext() if processes is None or processes == 1 else Crew(processes, store)
 
 
-def _told(stage: Stage, ctx: Context) -> dict[str, object]:
+def told(stage: Stage, ctx: Context) -> dict[str, object]:
+    """A step as another process can run it."""
     kind = str(type(stage).model_fields["kind"].default)
     return {
         "kind": kind,
@@ -209,6 +229,6 @@ def _ending(code: int) -> str:
     return f"was killed (signal {-code})" if code < 0 else f"ended with exit code {code}"
 
 
-def _of_group(text: str) -> bool:
+def of_group(text: str) -> bool:
     """Whether a RuntimeError comes from the group: gloo's and nccl's have no class of their own."""
     return any(word in text.lower() for word in ("gloo", "nccl", "connection", "peer", "tcpstore", "timed out"))

@@ -83,16 +83,18 @@ def _help(link: Link, stop: Callable[[], bool]) -> None:
         if told is None:
             return
         with tempfile.TemporaryDirectory(prefix="metier-") as folder:
-            stage, ctx = _context(told, Path(folder), link, stop)
-            _check_sources(ctx)
+            stage, ctx = context(told, Path(folder), Team(link.rank, link.size, link.local_size), stop)
+            check_sources(ctx)
             link.tell(f"ready/{number}/{link.rank}", True)
             torch.set_num_threads(threads(link.local_size))
             stage.run(ctx)
         number += 1
 
 
-def _context(told: Mapping[str, Any], folder: Path, link: Link, stop: Callable[[], bool]) -> tuple[Stage, Context]:
-    """The stage and what it sees: its results go to a folder that nobody reads."""
+def context(
+    told: Mapping[str, Any], folder: Path, team: Team | None, stop: Callable[[], bool], events: Events | None = None
+) -> tuple[Stage, Context]:
+    """The stage and what it sees: its results go to a folder of its own."""
     from metier.stages import CATALOGUE
 
     stage = CATALOGUE[told["kind"]].model_validate(told["config"])
@@ -101,14 +103,14 @@ def _context(told: Mapping[str, Any], folder: Path, link: Link, stop: Callable[[
         for value, one in told["sources"].items()
     }
     out, measured = folder / "files", folder / "measured"
-    out.mkdir()
-    measured.mkdir()
-    team = Team(link.rank, link.size, link.local_size)
+    out.mkdir(exist_ok=True)
+    measured.mkdir(exist_ok=True)
     scratch, cache = Path(told["scratch"]), Path(told["cache"]) if told["cache"] else None
-    return stage, Context(told["step"], out, measured, scratch, Events(told["step"]), sources, stop, cache, team)
+    events = events or Events(told["step"])
+    return stage, Context(told["step"], out, measured, scratch, events, sources, stop, cache, team)
 
 
-def _check_sources(ctx: Context) -> None:
+def check_sources(ctx: Context) -> None:
     """Raise StoreError where what the step reads or writes is not here."""
     for path in (ctx.scratch, *(path for source in ctx.sources.values() for path in source.paths)):
         if not _sees(path):

@@ -79,10 +79,7 @@ class Link:
 
     def fail(self, error: BaseException) -> None:
         """Say why this process gives up."""
-        told: dict[str, Any] = {"kind": type(error).__name__, "what": str(error), "host": socket.gethostname()}
-        if isinstance(error, MetierError):
-            told |= {"what": error.what, "where": error.where, "value": _shown(error.value), "cure": error.cure}
-        self.tell(f"failed/{self.rank}", told)
+        self.tell(f"failed/{self.rank}", failure(error))
 
     def beat(self) -> threading.Event:
         """Count up every few seconds, on a thread that ends when the event is set, or with the store."""
@@ -110,6 +107,14 @@ class Link:
             time.sleep(BEAT / 2)
             before = {r: beat for r, beat in before.items() if self.store.get(f"beat/{r}") == beat}
         return sorted(before)
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """An error as it is told to another process, which makes one of it again with `raised`."""
+    told: dict[str, Any] = {"kind": type(error).__name__, "what": str(error), "host": socket.gethostname()}
+    if isinstance(error, MetierError):
+        told |= {"what": error.what, "where": error.where, "value": _shown(error.value), "cure": error.cure}
+    return told
 
 
 def _shown(value: object) -> Any:

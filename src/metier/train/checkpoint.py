@@ -47,6 +47,9 @@ BACK = 20
 SHARE = 0.02
 """The largest share of the time that writing takes."""
 
+EVERY_SECONDS = 60.0
+"""Seconds between checkpoints, at least; METIER_CHECKPOINT_SECONDS says otherwise."""
+
 Warn = Callable[[str], None]
 
 
@@ -60,7 +63,7 @@ class Checkpoints:
     """
 
     folder: Path
-    every_seconds: float = 60.0
+    every_seconds: float = EVERY_SECONDS
     made_from: Mapping[str, Any] = field(default_factory=dict)
     warn: Warn = lambda _: None
     _last: float = field(default_factory=time.monotonic)

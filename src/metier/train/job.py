@@ -5,6 +5,7 @@ type of the products, so 2 bytes each in bf16, or quantised.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from metier.models.shape import Parameters, cast_, count_parameters, input_embed
 from metier.models.stream import Convert, convert_, load_converted
 from metier.text.artifacts import write_json, write_jsonl
 from metier.train.batches import Ids, digest_of, micros, shared_prefix, size_of
-from metier.train.checkpoint import Checkpoints
+from metier.train.checkpoint import EVERY_SECONDS, Checkpoints
 from metier.train.course import Course, State, Watch
 from metier.train.estimate import cheaper, check_memory, learned, micro_tokens
 from metier.train.forward import Forward, check_exact, frozen_blocks
@@ -313,7 +314,10 @@ def _fit(
         events=ctx.events,
         check_stop=ctx.check_stop,
         checkpoints=Checkpoints(
-            ctx.scratch, made_from=made_from(stage, ctx, material, chosen), warn=ctx.events.warning
+            ctx.scratch,
+            every_seconds=float(os.environ.get("METIER_CHECKPOINT_SECONDS", EVERY_SECONDS)),
+            made_from=made_from(stage, ctx, material, chosen),
+            warn=ctx.events.warning,
         ),
         objective=objective,
         world=world,
