@@ -8,6 +8,7 @@ import pytest
 from metier.core.described import table
 from metier.core.stage import Config
 from metier.data.settings import Refusals
+from metier.data.streaming import Stream, StreamSource
 from metier.engine.endpoint import Endpoint, Prices
 from metier.evaluate.choose import Choose
 from metier.evaluate.exposure import ExposureGate
@@ -83,6 +84,10 @@ PARTS: dict[str, Parts] = {
         "`contamination`, where models are asked": (ExposureGate, ()),
         "`{semantic: {...}}` among `metrics`": (Semantic, ()),
         "`{bertscore: {...}}` among `metrics`": (BertScore, ()),
+    },
+    "streams.md": {
+        "`stream`": (Stream, ()),
+        "an entry of `sources`": (StreamSource, ()),
     },
     "export.md": {
         "`export`": (Export, ()),

@@ -19,7 +19,18 @@ from metier.core.events import Events, Listener
 from metier.core.fingerprint import FileDigests, Json, digest
 from metier.core.machine import FILE, remember
 from metier.core.measure import PeakMemory, Stopwatch, machine, now, versions
-from metier.core.stage import KEEP_GOING, STOP, Context, InputFiles, Reference, Source, Stage, identity, stop_if_asked
+from metier.core.stage import (
+    KEEP_GOING,
+    STOP,
+    Context,
+    InputFiles,
+    Reference,
+    ShardFiles,
+    Source,
+    Stage,
+    identity,
+    stop_if_asked,
+)
 from metier.core.store import Artifact, Key, Store
 from metier.core.team import Helpers
 from metier.data.files import how_read
@@ -127,10 +138,12 @@ def _source(
     value = link.reference.value
     if link.step is not None:
         step = done[link.step]
-        link_inside = f"../../{step.key}/files"
-        if step.artifact is None:
-            return Source(value, (), link_inside, step.key.digest, made_from=tuple(step.sources.values()))
-        return Source(value, (step.artifact.files,), link_inside, step.key.digest)
+        paths = () if step.artifact is None else (step.artifact.files,)
+        before = tuple(step.sources.values())
+        return Source(value, paths, f"../../{step.key}/files", step.key.digest, before, step.stage.produces)
+    if isinstance(link.reference.mark, ShardFiles):
+        shards = [[path.name, digests.sample(path)] for path in link.files]
+        return Source(value, link.files, value, digest(shards or value))
     if isinstance(link.reference.mark, InputFiles):
         contents = [[how_read(path), digests.file(path)] for path in link.files]
         return Source(value, link.files, value, digest(contents))  # the suffix counts: it says how a file is read
@@ -423,7 +436,7 @@ def _sources_now(recipe: Recipe, step: Planned, artifacts: Mapping[str, Artifact
     """The step's sources, with the folders of the steps that have run by now."""
     made = {link.reference.value: artifacts[link.step].files for link in recipe.links[step.name] if link.step}
     return {
-        value: Source(source.name, (made[value],), source.link, source.digest) if value in made else source
+        value: replace(source, paths=(made[value],)) if value in made else source
         for value, source in step.sources.items()
     }
 

@@ -16,7 +16,8 @@ from metier.core.errors import InputError, RecipeError, nearest, together
 from metier.core.explain import validate
 from metier.core.fingerprint import Json
 from metier.core.marked import parse_marked, read_marked
-from metier.core.stage import InputFiles, ModelInput, Needs, Reference, Stage, Where, outside, references
+from metier.core.remote import is_url
+from metier.core.stage import InputFiles, ModelInput, Needs, Reference, ShardFiles, Stage, Where, outside, references
 from metier.models.builtin import BUILTIN, STAND_INS, resolve
 from metier.trial.reshape import Trial, check_blocks, reshape
 
@@ -25,7 +26,7 @@ Catalogue = Mapping[str, type[Stage]]
 TOP_KEYS = ("name", "description", "offline", "steps", "variants", "smoke")
 STEP_NAME = r"[a-z0-9][a-z0-9_-]*"
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-FIRST = ("documents", "examples")
+FIRST = ("documents", "examples", "stream")
 """What is made before anything else, so that bad data stops a run before training starts."""
 
 
@@ -207,6 +208,12 @@ def _refuse_outside(steps: Mapping[str, Stage], places: Mapping[Where, str]) -> 
         for name, stage in steps.items()
         for where, one in outside(stage)
     ]
+    errors += [
+        _error(places, ("steps", name, *ref.where), "the recipe is offline, and this is a URL", ref.value, cure)
+        for name, stage in steps.items()
+        for ref in references(stage)
+        if isinstance(ref.mark, ShardFiles) and is_url(ref.value)
+    ]
     if errors:
         raise together(errors)
 
@@ -341,6 +348,8 @@ def _link(ref: Reference, steps: Mapping[str, Stage], root: Path, stages: Catalo
     """What a reference means. Errors are still without their place."""
     if isinstance(ref.mark, Needs):
         return _link_step(ref, ref.mark.artifact, steps, stages, other=ref.mark.other)
+    if isinstance(ref.mark, ShardFiles) and is_url(ref.value):
+        return Link(ref)
     if isinstance(ref.mark, InputFiles):
         return Link(ref, files=match_files(ref.value, root))
     assert isinstance(ref.mark, ModelInput), ref.mark

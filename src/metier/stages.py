@@ -8,6 +8,7 @@ from metier.core.stage import Stage
 STAGES = {
     "documents": "metier.data.stage:Documents",
     "examples": "metier.data.stage:Examples",
+    "stream": "metier.data.streaming:Stream",
     "recall": "metier.synthesize.stage:Recall",
     "rehearse": "metier.synthesize.stage:Rehearse",
     "synthesize": "metier.synthesize.synthesis:Synthesize",

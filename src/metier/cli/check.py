@@ -20,7 +20,7 @@ from metier.cli.tokens import print_data, print_leaks, print_proof
 from metier.cli.wording import bytes_text, table
 from metier.core.errors import InputError, together
 from metier.core.events import Event, Events
-from metier.core.stage import KEEP_GOING, InputFiles, ModelInput
+from metier.core.stage import KEEP_GOING, InputFiles, ModelInput, ShardFiles
 from metier.core.store import Store
 from metier.evaluate.stage import Answer
 from metier.pipeline import Planned, check, plan
@@ -195,7 +195,9 @@ def _row(recipe: Recipe, step: Planned) -> tuple[str, str, str]:
     files: dict[Path, None] = {}
     others = []
     for link in recipe.links[step.name]:
-        if isinstance(link.reference.mark, InputFiles):
+        if isinstance(link.reference.mark, ShardFiles):  # too many, or too far away, to be counted
+            others.append(link.reference.value)
+        elif isinstance(link.reference.mark, InputFiles):
             files.update(dict.fromkeys(link.files))
         elif isinstance(link.reference.mark, ModelInput) and link.step is None:
             others.append(f"model {link.reference.value}")

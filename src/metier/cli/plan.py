@@ -45,6 +45,9 @@ def _show_estimates(pending: Sequence[Planned], machine: Machine) -> None:
     typer.echo("")
     table(("step", "memory", "disk", "time", "what holds the memory"), [_estimate_row(*pair) for pair in known])
     typer.echo(f"{bytes_text(machine.memory_bytes)} of memory are free; the figures hold to about a sixth.")
+    for name, estimate in known:
+        if estimate.note:
+            typer.echo(f"{name}: {estimate.note}.")
     if any(estimate.seconds is None for _, estimate in known):
         typer.echo("Run `metier doctor` for times: this machine was not measured yet.")
 

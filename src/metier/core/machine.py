@@ -29,12 +29,14 @@ class Estimate:
 
     memory: bytes by what holds them, at the moment when most is held. disk: bytes by what they are for. seconds: None
     on a machine that was not measured yet. about: the data is not made yet, so that its size is guessed.
+    note: what else is to be known beforehand.
     """
 
     memory: Mapping[str, float]
     disk: Mapping[str, float]
     seconds: float | None
     about: bool = False
+    note: str = ""
 
     @property
     def memory_bytes(self) -> float:

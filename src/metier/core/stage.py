@@ -6,6 +6,7 @@ under the field), default and check. Unknown keys are refused. Marks on a field 
     Needs("examples")   the name of a step that produces that kind of artifact, or one of two kinds
     ModelRef            a step that produces a model, a built-in name, a local folder or a hub id
     FilePattern         a file, folder or glob, relative to the recipe's own folder
+    ShardPattern        the same or a URL, of files too large to be hashed
     Runtime()           no effect on the result, so not part of the artifact's identity
 
 A stage sees only its `Context`. What it writes under `out` must be a function of its config and inputs alone (the
@@ -54,6 +55,12 @@ class InputFiles(Mark):
 
 
 @dataclass(frozen=True)
+class ShardFiles(InputFiles):
+    """The value is a folder, glob or URL of files that are read as a stream. Local ones count by their names, sizes and
+    samples of their contents, a URL as it is written: what lies there is looked up when the step runs."""
+
+
+@dataclass(frozen=True)
 class Runtime(Mark):
     """The field has no effect on the result."""
 
@@ -73,6 +80,7 @@ def stop_if_asked() -> None:
 
 ModelRef = Annotated[str, ModelInput()]
 FilePattern = Annotated[str, InputFiles()]
+ShardPattern = Annotated[str, ShardFiles()]
 
 Where = tuple[str | int, ...]
 
@@ -156,8 +164,8 @@ class Source:
 
     name: as written in the recipe. paths: the matched files of a pattern, or one folder (empty while a step has not
     run). link: how an artifact refers to it from inside its own `files/` folder: `../../<key>/files`, a built-in name,
-    a hub id or an absolute folder. digest: its content or, for a step, its key. made_from: for a step that has not run,
-    what it will read.
+    a hub id or an absolute folder. digest: its content or, for a step, its key. made_from: for a step, what it reads.
+    produces: for a step, the kind of artifact.
     """
 
     name: str
@@ -165,6 +173,7 @@ class Source:
     link: str
     digest: str
     made_from: tuple["Source", ...] = ()
+    produces: str = ""
 
     @property
     def path(self) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import BinaryIO, NoReturn, TypeVar
 
 from metier.core.errors import DataError, InputError, shorten, together
-from metier.data.packed import PACKINGS, Damaged, unpacked
+from metier.core.packed import PACKINGS, Damaged, unpacked
 
 MOST_PROBLEMS = 20
 LONGEST = 64 * 2**20

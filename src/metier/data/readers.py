@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metier.core.errors import DataError, nearest
+from metier.core.packed import PACKINGS
 from metier.data.files import Note, Problems, kind_of, lines, place, refuse, unified
 from metier.data.formats import hub as hubs
 from metier.data.formats import jsonfiles, markup, medquad, pdf, table
 from metier.data.formats.hub import Hub
-from metier.data.packed import PACKINGS
 from metier.data.shapes import (
     Lacking,
     Shape,

@@ -79,7 +79,7 @@ def lineage(source: Source) -> Lineage:
     found = Lineage()
     if source.paths:
         _follow(source.path, _short(source.name), found, set())
-    for before in source.made_from:
+    for before in () if source.paths else source.made_from:
         made = lineage(before)
         found.data |= made.data
         found.outside += made.outside

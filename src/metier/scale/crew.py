@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from metier.core.errors import InputError, MetierError, StoreError, TrainingError
-from metier.core.stage import Context, Stage
+from metier.core.stage import Context, Source, Stage
 from metier.core.store import Store
 from metier.core.team import Team
 from metier.scale.link import Link, backend, compare, hello, join, raised, threads
@@ -213,15 +213,18 @@ def told(stage: Stage, ctx: Context) -> dict[str, object]:
         "step": ctx.step,
         "scratch": str(ctx.scratch.absolute()),
         "cache": str(ctx.cache.absolute()) if ctx.cache else None,
-        "sources": {
-            value: {
-                "name": one.name,
-                "paths": [str(path.absolute()) for path in one.paths],
-                "link": one.link,
-                "digest": one.digest,
-            }
-            for value, one in ctx.sources.items()
-        },
+        "sources": {value: _source(one) for value, one in ctx.sources.items()},
+    }
+
+
+def _source(one: Source) -> dict[str, object]:
+    return {
+        "name": one.name,
+        "paths": [str(path.absolute()) for path in one.paths],
+        "link": one.link,
+        "digest": one.digest,
+        "made_from": [_source(before) for before in one.made_from],
+        "produces": one.produces,
     }
 
 

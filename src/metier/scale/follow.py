@@ -98,16 +98,18 @@ def context(
     from metier.stages import CATALOGUE
 
     stage = CATALOGUE[told["kind"]].model_validate(told["config"])
-    sources = {
-        value: Source(one["name"], tuple(map(Path, one["paths"])), one["link"], one["digest"])
-        for value, one in told["sources"].items()
-    }
+    sources = {value: _source(one) for value, one in told["sources"].items()}
     out, measured = folder / "files", folder / "measured"
     out.mkdir(exist_ok=True)
     measured.mkdir(exist_ok=True)
     scratch, cache = Path(told["scratch"]), Path(told["cache"]) if told["cache"] else None
     events = events or Events(told["step"])
     return stage, Context(told["step"], out, measured, scratch, events, sources, stop, cache, team)
+
+
+def _source(one: Mapping[str, Any]) -> Source:
+    before = tuple(map(_source, one["made_from"]))
+    return Source(one["name"], tuple(map(Path, one["paths"])), one["link"], one["digest"], before, one["produces"])
 
 
 def check_sources(ctx: Context) -> None:

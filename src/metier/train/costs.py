@@ -139,7 +139,9 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
     """
     trained = float(sum(job.trained.values())) / job.shards
     fixed: Bytes = {"base": base(job), "weights": weights(job) / job.shards}
-    if job.device == "cpu":
+    if reading.stream:
+        fixed["stream"] = reading.stream
+    elif job.device == "cpu":
         fixed["data"] = 6.0 * reading.tokens + 700.0 * reading.pieces
     if job.adapts:
         fixed["adapter"] = 4.0 * trained

@@ -157,7 +157,13 @@ def _plain(folder: Path) -> Path:
 
 def estimate(job: Job, reading: Reading, machine: Machine) -> Estimate:
     """All three."""
-    return Estimate(memory(job, reading), disk(job, reading), seconds(job, reading, machine), reading.about)
+    note = (
+        f"{reading.tokens:,.0f} tokens of a stream are read; how many it holds is not known beforehand, and none go to "
+        "the disk"
+        if reading.stream
+        else ""
+    )
+    return Estimate(memory(job, reading), disk(job, reading), seconds(job, reading, machine), reading.about, note)
 
 
 # ---- fitting --------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from metier.models.save import save_adapter, save_model
 from metier.models.shape import Parameters, cast_, count_parameters, input_embeddings, is_tied, output_head
 from metier.models.stream import Convert, convert_, load_converted
 from metier.text.artifacts import write_json, write_jsonl
-from metier.train.batches import Ids, digest_of, micros, shared_prefix, size_of
+from metier.train.batches import Batches, Ids, digest_of, micros, shared_prefix, size_of
 from metier.train.checkpoint import EVERY_SECONDS, Checkpoints
 from metier.train.course import Course, State, Watch
 from metier.train.estimate import cheaper, check_memory, learned, micro_tokens
@@ -47,6 +47,7 @@ from metier.train.scarce import MemoryRanOut, ran_out
 from metier.train.schedule import DECAY
 from metier.train.sharded import shard, whole
 from metier.train.stage import SAME_VOCABULARY, Training, check_teacher, context_of
+from metier.train.streams import Streams
 from metier.train.together import World
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _train(stage: Training, ctx: Context) -> Mapping[str, float]:
             cast_((p for p in model.parameters() if p.requires_grad), torch.float32)
             cast_((p for p in model.parameters() if not p.requires_grad), precision.dtype)
         if not world.sharded or precision.device.type == "cpu":  # else it is not there yet
-            check_exact(model, material.pieces, precision)
+            check_exact(model, material.pieces if material.stream is None else material.stream.some(), precision)
         _announce(stage, ctx, model, parameters, precision)
         _announce_processes(stage, ctx, model, world)
         if world.sharded:
@@ -268,10 +269,15 @@ def _fit(
     length: int,
     world: World,
 ) -> State:
-    batches = stage.batches(material, chosen.micro_tokens)
+    steps = stage.most_steps(length)
+    batches: Batches | Streams = stage.batches(material, chosen.micro_tokens)
+    if material.stream is not None:
+        assert steps is not None, "looked at before"
+        sizes = stage.batch_size, stage.accumulation, chosen.micro_tokens
+        batches = Streams(material.stream, steps, *sizes, world, ctx.events, ctx.check_stop)
     course = Course(
         epochs=stage.epochs,
-        max_steps=stage.max_steps,
+        max_steps=steps,
         optimizer=stage.optimizer,
         learning_rate=stage.peak_rate,
         schedule=stage.schedule,
@@ -328,10 +334,11 @@ def made_from(stage: Training, ctx: Context, material: Material, chosen: Chosen)
     """What the run's state depends on: the settings, the tokens that are read, the code and the machine."""
     read = {"train": material.pieces, "replay": material.replay, "refusals": material.refusals, "dev": material.dev}
     read |= {"retain": material.retain} if material.retain else {}
+    stream = {} if material.stream is None else {"stream": material.stream.corpus.identity()}
     shares = {"replay": material.replay_share, "refusals": material.refusal_share, "domains": list(material.domains)}
     return {
         "config": identity(stage, lambda reference: ctx.source(reference.value).digest),
-        "data": {**{name: digest_of(pieces) for name, pieces in read.items()}, "shares": shares},
+        "data": {**{name: digest_of(pieces) for name, pieces in read.items()}, "shares": shares, **stream},
         "code": {"source": _code(), **versions()},
         "machine": {
             "device": chosen.precision.device.type,
@@ -462,7 +469,7 @@ def _write_about(
             "targets_seen": state.targets,
             "replay_share": material.replay_share,
             "tokens": {
-                "train": size_of(material.pieces),
+                "train": state.tokens if material.stream is not None else size_of(material.pieces),
                 "replay": size_of(material.replay),
                 "dev": size_of(material.dev),
                 **({"retain": size_of(material.retain)} if material.retain else {}),

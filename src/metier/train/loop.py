@@ -39,6 +39,7 @@ from metier.train.optimizers import Optimizers
 from metier.train.passes import Passes
 from metier.train.precision import Precision, gemm_peak
 from metier.train.sharded import write
+from metier.train.streams import Streams
 from metier.train.together import ALONE, World
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ PLACE = "place"
 def fit(
     model: "PreTrainedModel",
     forward: Forward,
-    batches: Batches,
+    batches: Batches | Streams,
     *,
     course: Course,
     watch: Watch,
@@ -134,7 +135,7 @@ class _Loop:
     forward: Forward
     named: dict[str, nn.Parameter]
     optimizers: Optimizers
-    batches: Batches
+    batches: Batches | Streams
     course: Course
     watch: Watch
     precision: Precision
@@ -338,7 +339,8 @@ class _Loop:
     def save(self, checkpoints: Checkpoints, total: int, epoch_ends: Sequence[int]) -> None:
         """Keep all of it in a checkpoint."""
         step, world = self.state.step, self.world
-        state = {**asdict(self.state), PLACE: self.place(total, epoch_ends)} if world.first else {}
+        place = self.place(total, epoch_ends)  # of a stream all processes read the next window
+        state = {**asdict(self.state), PLACE: place} if world.first else {}
         if not world.sharded:
             if world.first:
                 checkpoints.save(step, self.tensors(), state)
@@ -376,6 +378,8 @@ class _Loop:
                 "learning_rate": self.course.rate(step, total),
                 "next": [digest_of(micro) for micro in self._window(epoch, step - before)],
             }
+            if isinstance(self.batches, Streams):
+                found["lanes"] = self.batches.cursors(step)
         return found
 
     def restore(
@@ -384,6 +388,8 @@ class _Loop:
         """The opposite of `tensors` and `asdict(state)`. Raises InputError where other data would come next."""
         was = state.pop(PLACE)
         self.state = self.passes.state = State(**state)
+        if isinstance(self.batches, Streams) and "lanes" in was:
+            self.batches.go_to(self.state.step, was["lanes"])
         changed = list(differences(was, self.place(total, epoch_ends), ""))
         if changed:
             raise InputError(
@@ -411,6 +417,8 @@ class _Loop:
         return own[0][1] if own else None
 
     def _window(self, epoch: int, position: int) -> Window:
+        if isinstance(self.batches, Streams):
+            return self.batches.window(position)
         if self._windows[0] != epoch:
             self._windows = (epoch, self.batches.windows(epoch))
         return self._windows[1][position]

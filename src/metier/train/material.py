@@ -15,12 +15,15 @@ import numpy as np
 
 from metier.core.errors import DataError
 from metier.core.events import Events
+from metier.core.stage import Source
 from metier.text.artifacts import about, read_jsonl
 from metier.text.chat import Tokenizer
+from metier.text.corpus import read_corpus
 from metier.train.batches import Piece, digest_of
 from metier.train.shards import Conversations as ConversationEncoder
 from metier.train.shards import Documents as DocumentEncoder
 from metier.train.shards import Shards, encode
+from metier.train.streams import Reader
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Labels:
 class Material:
     """All that a training step reads. block_size: pieces are packed into blocks of it (None: not packed).
 
-    domains, refusals: as in `Batches`. retain: of unlearning, whose pieces are to be forgotten.
+    domains, refusals: as in `Batches`. retain: of unlearning, whose pieces are to be forgotten. stream: what makes the
+    pieces as they are read, of which only a few are here then.
     """
 
     pieces: tuple[Piece, ...]
@@ -59,6 +63,7 @@ class Material:
     refusals: tuple[Piece, ...] = ()
     refusal_share: float = 0.0
     retain: tuple[Piece, ...] = ()
+    stream: Reader | None = None
 
 
 def documents(
@@ -90,6 +95,34 @@ def documents(
         )
     streams = (tuple(streamed(read(name), block_size)) for name in ("train", "replay"))
     return replace(material, pieces=next(streams), replay=next(streams))
+
+
+def of_corpus(
+    folder: Path,
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    *,
+    block_size: int,
+    whole: bool,
+    seed: int,
+    events: Events,
+    check_stop: Callable[[], None],
+    cache: Path,
+) -> Material:
+    """A corpus that is read as a stream. folder, sources: the files of its step, and what that reads.
+
+    whole: as in `Reader`. Raises DataError where a shard is not as it was listed.
+    """
+    encoder = DocumentEncoder(tokenizer)
+    corpus = read_corpus(folder, sources)
+    reader = Reader(corpus, encoder.light(), block_size, seed, whole)
+    dev = _shards(folder, encoder, "heldout", cache=cache, events=events, check_stop=check_stop)
+    held = tuple(piece for _, piece in dev.pieces(block_size=block_size))
+    events.note(
+        f"reading {len(corpus.shards):,} shards of {corpus.size / 1e9:.2f} GB as a stream, in {corpus.lanes} lanes; "
+        "how many tokens they hold is not known beforehand"
+    )
+    return Material((), (), held, 0.0, block_size, Labels(0, (), (), 0), stream=reader)
 
 
 def streamed(shards: Shards, block_size: int) -> Iterator[Piece]:

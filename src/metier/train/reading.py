@@ -8,13 +8,14 @@ seedling's on medical and marine text. Costs some tens of milliseconds, most of 
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, log2, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metier.core.stage import Source
+from metier.text.corpus import SHARDS, STREAM
 from metier.train.sizes import Reading
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ TEMPLATE_BYTES = 16
 """What a chat template adds to each message."""
 USUAL_BYTES = 900
 """A row of a data step that has not run."""
+USUAL_BUFFER = 64e6
+"""The shuffle buffer of a stream that is not listed yet."""
+STREAM_COPIES, STREAM_MAKING = 4.0, 60e6
+"""Of a stream's buffer, the texts and tokens of this chunk and the next, and what a tokenizer's answers take."""
 UNLUCKY = 2.0
 """Standard deviations by which the largest micro-step is taken to exceed the mean."""
 
@@ -56,6 +61,8 @@ def reading_of(
 ) -> Reading:
     """What a stage will read. model: the folder with the tokenizer. length: the longest sequence, in tokens."""
     data = sources[stage.data]
+    if data.produces == STREAM:
+        return _streamed(stage, data, tokens_a_byte(model, "", vocabulary), length)
     rows = rows_of(data, "train")
     share = max(replay_share(data), stage.beside)
     measured, dev_split = stage.dev_source(sources)
@@ -81,6 +88,31 @@ def reading_of(
         longest=length,
         about=rows.about,
     )
+
+
+def _streamed(stage: "Training", data: Source, per_byte: float, length: int) -> Reading:
+    """A corpus that is read as it is trained on: as much as its steps say, in full blocks; what is held of it is the
+    buffer's chunks alone."""
+    steps, blocks = stage.most_steps(length) or 1, stage.batch_size * stage.accumulation
+    tokens = float(steps * blocks * length)
+    read = _of(
+        stage,
+        tokens=tokens,
+        targets=tokens * (1 - 1 / length),
+        blocks=float(steps * blocks),
+        block=float(length),
+        spread=0.0,
+        length=float(length),
+        uniform=False,
+        pieces=float(steps * blocks),
+        dev=sum(dev_tokens(data, "heldout", per_byte, length)),
+        longest=length,
+        about=False,
+    )
+    listed = (one / SHARDS for one in data.paths if (one / SHARDS).is_file())
+    told = (json.loads(path.read_text(encoding="utf-8")) for path in listed)
+    buffer = next((float(one["buffer_bytes"]) for one in told), USUAL_BUFFER)
+    return replace(read, stream=STREAM_COPIES * buffer + STREAM_MAKING)
 
 
 def _packed(
@@ -134,8 +166,9 @@ def _of(
     at_once = min(stage.batch_size, blocks)
     micro = min(tokens, at_once * block + UNLUCKY * spread * sqrt(at_once))
     epochs = float(stage.epochs)
-    if stage.max_steps is not None:
-        epochs = min(epochs, stage.max_steps / windows)
+    most = stage.most_steps(longest)
+    if most is not None:
+        epochs = min(epochs, most / windows)
     return Reading(
         tokens=tokens,
         targets=max(1.0, targets),
@@ -249,6 +282,8 @@ def _size(row: Row) -> tuple[float, float]:
 def files_behind(source: Source) -> set[Path]:
     """The data files that a step which has not run will read, through all steps before it."""
     found = {path for path in source.paths if path.is_file()}
+    if source.paths:
+        return found
     return found.union(*(files_behind(before) for before in source.made_from))
 
 

@@ -458,19 +458,19 @@ def _pieces(shard: Shard, row: int, name: str, block_size: int | None, prompt_we
         step = len(ids) if len(ids) <= size else size - 1  # each part opens with the last token before it
         for at in range(0, max(1, len(ids) - 1), step):
             part = ids[at : at + size]
-            yield Piece(name, part, _all_but_first(len(part)))
+            yield Piece(name, part, all_but_first(len(part)))
         return
     targets = shard.targets[start:end]
     if prompt_weight == 0:
         yield Piece(name, ids, targets)
         return
-    yield Piece(name, ids, _all_but_first(len(ids)), np.where(targets, 1, prompt_weight).astype(np.float32))
+    yield Piece(name, ids, all_but_first(len(ids)), np.where(targets, 1, prompt_weight).astype(np.float32))
 
 
 _shared: Mask = np.zeros(0, np.bool_)
 
 
-def _all_but_first(count: int) -> Mask:
+def all_but_first(count: int) -> Mask:
     """A mask of so many tokens; all of these share their memory."""
     global _shared
     if len(_shared) < count:

@@ -210,7 +210,8 @@ class Reading:
     tokens, targets: of an epoch. epochs: may be part of one. windows: optimizer steps of an epoch. micro: tokens of the
     largest micro-step. per_window: micro-steps of one optimizer step. length: of the piece that a token stands in, on
     average over tokens. uniform: whether pieces are equally long. pieces: how many. dev: tokens of the dev split.
-    dev_micro: tokens that go through the model at once there. about: guessed from other data.
+    dev_micro: tokens that go through the model at once there. about: guessed from other data. stream: where tokens come
+    as they are read, the bytes of memory that are held of them.
     """
 
     tokens: float
@@ -225,6 +226,7 @@ class Reading:
     dev: float = 0.0
     dev_micro: float = 0.0
     about: bool = False
+    stream: float = 0.0
 
 
 def block_of(name: str) -> int | None:

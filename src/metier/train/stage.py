@@ -17,6 +17,7 @@ from metier.core.stage import Config, Context, FilePattern, ModelRef, Needs, Run
 from metier.models.anatomy import Anatomy, known
 from metier.models.builtin import plain_config
 from metier.models.extension import read_extension
+from metier.text.corpus import STREAM
 from metier.text.prompts import PromptName, read_template
 from metier.train.estimate import check_memory, of_stage
 from metier.train.methods import LoraMethod, Method, Quantize, check, default_rate, frozen_below, trains_new_rows
@@ -161,6 +162,10 @@ class Training(Stage):
     def keeps_best(self) -> bool:
         """Whether the weights of the lowest dev loss are saved rather than the last."""
         return self.keep_best or self.patience is not None
+
+    def most_steps(self, length: int) -> int | None:  # noqa: ARG002
+        """The optimizer steps after which to stop, at blocks of that length; None: when all is read."""
+        return self.max_steps
 
     def length(self, context: int) -> int:
         """The longest sequence to train on, for a model of that context. Raises ModelError above it."""
@@ -324,8 +329,11 @@ class Pretrain(Training):
 
     kind: Literal["pretrain"] = "pretrain"
     """What this step does."""
-    documents: Annotated[str, Needs("documents")]
-    """The step whose documents to read; its held-out ones give the dev loss."""
+    documents: Annotated[str, Needs("documents", "stream")]
+    """The step whose documents to read, or a `stream` step; its held-out ones give the dev loss."""
+    tokens: int | None = Field(None, ge=1)
+    """Stop after about so many tokens: as many steps of batch_size x accumulation x block_size as that takes. With
+    a `stream` step this or max_steps has to be given, as nobody knows its end."""
     block_size: int | None = Field(None, ge=16)
     """Tokens a block; longer documents go on in the next. Left out: the model's context, at most 1024."""
     packing: Literal["documents", "stream"] = "documents"
@@ -333,10 +341,53 @@ class Pretrain(Training):
     documents follow one another as one text that is cut every block_size tokens, across documents, as many scripts do
     it; a token then sees what happens to stand before its document."""
 
+    @model_validator(mode="after")
+    def _one_length(self) -> "Pretrain":
+        if self.tokens is not None and self.max_steps is not None:
+            raise ValueError("tokens and max_steps both say where to stop: give one of them")
+        return self
+
+    def most_steps(self, length: int) -> int | None:
+        """As `tokens` or `max_steps` says."""
+        if self.tokens is None:
+            return self.max_steps
+        return -(-self.tokens // (self.batch_size * self.accumulation * length))
+
+    def check(self, sources: Mapping[str, Source]) -> None:
+        """As every training step; and a stream needs a length, in steps or tokens."""
+        if sources[self.documents].produces == STREAM:
+            if self.tokens is None and self.max_steps is None:
+                raise RecipeError(
+                    f"{self.documents!r} is a stream, whose end nobody knows, so it has to be said how long to train",
+                    where="tokens",
+                    cure="set tokens, such as 2000000000, or max_steps",
+                )
+            if self.epochs != 1:
+                raise RecipeError(
+                    f"{self.documents!r} is a stream, and how much an epoch of it is, is not known beforehand",
+                    where="epochs",
+                    value=self.epochs,
+                    cure="leave epochs out: set tokens or max_steps, and a stream that ends before begins again",
+                )
+        super().check(sources)
+
     def material(self, tokenizer: "Tokenizer", length: int, ctx: Context) -> "Material":
         """The documents, split at the block size."""
-        from metier.train.material import documents
+        from metier.train.material import documents, of_corpus
 
+        source = ctx.source(self.documents)
+        if source.produces == STREAM:
+            return of_corpus(
+                source.path,
+                source.made_from,
+                tokenizer,
+                block_size=length,
+                whole=self.packing == "documents",
+                seed=self.seed,
+                events=ctx.events,
+                check_stop=ctx.check_stop,
+                cache=cache_of(ctx),
+            )
         return documents(
             ctx.source(self.documents).path,
             tokenizer,
