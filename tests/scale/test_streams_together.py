@@ -102,7 +102,7 @@ class Once:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, base: Path, environment: None) -> dict[str, Context]:
-    """What one process makes and what two do, of nine shards and of three; and each going on where the other stopped."""
+    """What one process makes and what two do, of nine shards and of three; each going on where the other stopped."""
     folder = tmp_path_factory.mktemp("made")
     nine, three = write(folder / "nine", 9), write(folder / "three", 3)
     found = {}
