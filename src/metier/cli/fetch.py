@@ -108,7 +108,10 @@ def _check_fits(job: Rehearsed, model: Published, aside: Path, machine: Machine)
     recipe = aside / f"{job.step}.yaml"
     recipe.write_text(yaml.safe_dump({"name": "look", "steps": job.data()}), encoding="utf-8")
     made = run(load_recipe(recipe), Store(aside / "store"))
-    sources = {name: Source(name, (one.files,), "", one.key) for name, one in made.artifacts.items()}
+    sources = {
+        name: Source(name, (one.files,), "", one.key, produces=one.record["produces"])
+        for name, one in made.artifacts.items()
+    }
     folder = aside / "sizes"
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(dict(model.config)), encoding="utf-8")

@@ -141,7 +141,10 @@ def _rehearse(job: Rehearsed, model: Published, place: Rehearsal, *, quiet: bool
     store = Store(place.work / "store")
     data = _written(job.data(), place, f"{job.step}-data")
     made = run(load_recipe(data), store)
-    sources = {name: Source(name, (one.files,), "", one.key) for name, one in made.artifacts.items()}
+    sources = {
+        name: Source(name, (one.files,), "", one.key, produces=one.record["produces"])
+        for name, one in made.artifacts.items()
+    }
     machine = Machine.here(place.store)
     whole = cast(Training, _stage({**job.whole, "model": MODEL}))
     cut = cast(Training, _stage({**job.steps[job.step], "model": MODEL}))
