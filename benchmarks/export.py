@@ -49,6 +49,7 @@ def merged() -> Iterator[Row]:
             both = Loaded(model.eval(), loaded.tokenizer, loaded.folder)
             probe = make_probe(both)
             before, apart = see(both, probe), in_double(both.model, probe)
+            alone = largest(list(logits_of(both.model, probe)), apart)
             plain = Loaded(merge(both), loaded.tokenizer, loaded.folder)
             row = compare("merged", "merged", before, see(plain, probe), probe)
             exact = largest(apart, in_double(plain.model, probe))
@@ -58,6 +59,14 @@ def merged() -> Iterator[Row]:
             yield Row(
                 f"{case}: the same, computed in double precision from the stored float32 weights",
                 exact,
+                1e-5,
+                "logits",
+                "lower",
+                n=row.positions,
+            )
+            yield Row(
+                f"{case}: the adapter alone, float32 beside double precision: what float32 costs by itself",
+                alone,
                 1e-5,
                 "logits",
                 "lower",

@@ -30,10 +30,11 @@ from benchmarks.rows import Row, write
 from metier.core.events import Events
 from metier.core.stage import Context, Source
 from metier.engine.documents import document_nll
-from metier.measure.statistics import compare
+from metier.measure.statistics import compare, mean_interval
 from metier.models.builtin import BUILTIN
 from metier.models.load import Loaded, load
 from metier.models.save import save_model
+from metier.models.shape import linear_layers
 from metier.models.sizes import TINYLLAMA
 from metier.prune.anatomy import Cut, shape_of
 from metier.prune.apply import Work, importance, make
@@ -51,8 +52,10 @@ from metier.prune.methods import (
     cut_of,
 )
 from metier.prune.size import tensor_bytes
+from metier.prune.sparse import dropped, scores_of
 from metier.prune.stage import Keep, predicted
-from metier.prune.surgery import smaller
+from metier.prune.stream import Pieces, looking
+from metier.prune.surgery import matrix, smaller
 from metier.text.artifacts import conversation_row, write_jsonl
 from metier.text.chat import encode_conversation, encode_reading
 from metier.text.nouns import Conversation, Message
@@ -93,7 +96,7 @@ def weights(**settings: Any) -> Method:
     return WeightsMethod(weights=Weights(**settings))
 
 
-def pruned(method: Method, ids: torch.Tensor | None, out: Path, source: Path = SEEDLING) -> Cut:
+def pruned(method: Method, ids: Pieces | None, out: Path, source: Path = SEEDLING) -> Cut:
     """Write a model's pruned form; by magnitude where there is no calibration data."""
     work = Work(source, method, False, ids, Events("prune"), lambda: None)
     loaded = load(source)
@@ -102,10 +105,10 @@ def pruned(method: Method, ids: torch.Tensor | None, out: Path, source: Path = S
     return cut
 
 
-def calibration(source: Path, texts: Path, samples: int) -> torch.Tensor:
-    """Pieces of text that a recipe trains on."""
+def calibration(source: Path, texts: Path, samples: int, part: slice = slice(None)) -> Pieces:
+    """Text that a recipe trains on. part: of its texts."""
     with tempfile.TemporaryDirectory() as name:
-        rows = ({"id": f"r{i}", "text": text} for i, text in enumerate(texts_of(texts)))
+        rows = ({"id": f"r{i}", "text": text} for i, text in enumerate(texts_of(texts)[part]))
         write_jsonl(Path(name) / "train.jsonl", rows)
         return pieces(load(source), Path(name), "documents", samples=samples, tokens=256)
 
@@ -248,22 +251,86 @@ def wanda() -> Iterator[Row]:
     Both ways leave the head and the embeddings alone and take half of each layer, as the paper's own code does: Wanda
     within each output, block after block, magnitude anywhere within the layer.
     """
-    general = texts_of(GENERAL / "heldout.jsonl")
+    general, replay = texts_of(GENERAL / "heldout.jsonl"), GENERAL / "replay.jsonl"
     for samples in (64, 512):
-        title = f"the seedling, general text, calibrated on {samples} pieces"
-        yield from halved(title, SEEDLING, calibration(SEEDLING, GENERAL / "replay.jsonl", samples), general)
+        yield from halved("the seedling, general text", SEEDLING, calibration(SEEDLING, replay, samples), general)
+    yield drawn(general, replay)
+    yield outputs("the seedling", SEEDLING, calibration(SEEDLING, replay, 64), general)
     if len(sys.argv) > 2:
         reader = Path(sys.argv[2])
         ids = calibration(reader, MARINE / "corpus.jsonl", 64)
-        title = "the quickstart's reader, marine text, calibrated on 64 pieces"
+        title = "the quickstart's reader, marine text"
         yield from halved(title, reader, ids, texts_of(MARINE / "corpus_heldout.jsonl"))
     if STORIES.is_dir():
         own = spoken(STORIES, 128, 256)
-        title = "stories260K, text of its own, calibrated on 64 pieces"
-        yield from halved(title, STORIES, own[:64], list(own[64:]))
+        yield from halved("stories260K, text of its own", STORIES, own[:64].split(4), list(own[64:]))
+        yield outputs("stories260K", STORIES, own[:64].split(4), list(own[64:]))
 
 
-def halved(title: str, source: Path, ids: torch.Tensor, held: list[str] | list[torch.Tensor]) -> Iterator[Row]:
+def drawn(held: list[str], texts: Path) -> Row:
+    """Wanda over magnitude with calibration texts of five kinds: each fifth of what there is, once."""
+    tokenizer = load(SEEDLING).tokenizer
+    encoded = [encode_reading(tokenizer, one) for one in held]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pruned(weights(rank="magnitude"), None, folder / "magnitude")
+        plain = sum(nats for nats, _ in perplexities(load(folder / "magnitude"), encoded))
+        gaps = []
+        for part in range(5):
+            ids = calibration(SEEDLING, texts, 512, slice(part, None, 5))
+            pruned(weights(rank="wanda"), ids, folder / "wanda")
+            rows = perplexities(load(folder / "wanda"), encoded)
+            gaps.append((sum(nats for nats, _ in rows) - plain) / sum(tokens for _, tokens in rows))
+    found = mean_interval(gaps)
+    assert found.low is not None
+    assert found.high is not None
+    case = (
+        "half of the weights zero, perplexity, the seedling, a fifth of the texts each: Wanda's over magnitude's"
+    )
+    interval = (round(math.exp(found.low), 4), round(math.exp(found.high), 4))
+    return Row(case, round(math.exp(found.estimate), 4), 1.0, "x", "lower", "magnitude", len(gaps), interval)
+
+
+@torch.inference_mode()
+def outputs(title: str, source: Path, ids: Pieces, held: list[str] | list[torch.Tensor]) -> Row:
+    """What Wanda minimises: each layer's error, on other texts, where it alone is halved in the whole model."""
+    loaded = load(source)
+    texts = [encode_reading(loaded.tokenizer, one) if isinstance(one, str) else one.tolist() for one in held]
+    layers = {n: m for n, m in linear_layers(loaded.model).items() if m is not loaded.model.get_output_embeddings()}
+    calibrated, seen = (_inputs(loaded.model, layers, part) for part in (ids, [torch.tensor([one]) for one in texts]))
+    cut = cut_of(weights(), shape_of(loaded.model.config.to_dict()))
+    gaps = []
+    for name, layer in layers.items():
+        weight, errors = matrix(layer), []
+        for rank in ("wanda", "magnitude"):
+            norms = calibrated[name].diagonal().div(calibrated["tokens"]).sqrt().float() if rank == "wanda" else None
+            gone = (weight * dropped(scores_of(weight, norms, rank), cut, rank)).double()
+            errors.append(float(((gone @ seen[name]) * gone).sum()))
+        gaps.append(math.log(errors[0] / errors[1]))
+    found = mean_interval(gaps)
+    assert found.low is not None
+    assert found.high is not None
+    case = f"half of a layer's weights zero, squared error of what it gives, {title}: Wanda's over magnitude's"
+    interval = (round(math.exp(found.low), 3), round(math.exp(found.high), 3))
+    return Row(case, round(math.exp(found.estimate), 3), 1.0, "x", "lower", "magnitude", len(gaps), interval)
+
+
+def _inputs(model: Any, layers: dict[str, Any], ids: Pieces) -> dict[str, torch.Tensor]:
+    """Of each layer the sum over tokens of x x^T, (K, K), and how many tokens that were."""
+    sums = {
+        name: torch.zeros(matrix(layer).shape[1], matrix(layer).shape[1]).double() for name, layer in layers.items()
+    }
+
+    def look(name: str) -> Callable[[torch.Tensor], None]:
+        return lambda x: sums[name].add_((x.t() @ x).double())
+
+    with looking({layer: look(name) for name, layer in layers.items()}):
+        for batch in ids:
+            model(input_ids=batch, use_cache=False, logits_to_keep=1)
+    return {**sums, "tokens": torch.tensor(sum(batch.numel() for batch in ids))}
+
+
+def halved(title: str, source: Path, ids: Pieces, held: list[str] | list[torch.Tensor]) -> Iterator[Row]:
     """Rows of one model: Wanda's and RIA's perplexity over magnitude's. held: texts, or their ids."""
     tokenizer = load(source).tokenizer
     encoded = [encode_reading(tokenizer, one) if isinstance(one, str) else one.tolist() for one in held]
@@ -274,6 +341,7 @@ def halved(title: str, source: Path, ids: torch.Tensor, held: list[str] | list[t
             found[rank] = perplexities(load(Path(folder) / rank), encoded)
     tokens = [t for _, t in found["dense"]]
     told = {name: math.exp(sum(n for n, _ in rows) / sum(tokens)) for name, rows in found.items()}
+    title += f", calibrated on {sum(batch.numel() for batch in ids):,} tokens"
     print(title, {name: round(value, 3) for name, value in told.items()}, flush=True)
     for rank, name in (("wanda", "Wanda"), ("ria", "RIA")):
         gap = compare([n for n, _ in found[rank]], [n for n, _ in found["magnitude"]], weights=tokens).difference

@@ -12,10 +12,27 @@ from metier.core.stage import Config, ModelInput, Needs, identity, references
 TEACH = {"kind": "teach", "model": "base", "documents": "d"}
 
 
+class Limits(Config):
+    a: int = 1
+    b: int = 1
+    c: int = 1
+    d: int = 1
+    e: int = 1
+
+
+class Watched(Config):
+    guard: Limits | Literal[False]
+
+
 def problems(cls: type[Config], value: object) -> list[Problem]:
     found = validate(cls, value)
     assert isinstance(found, list)
     return found
+
+
+def test_a_block_of_many_keys_is_told_in_one_and_yaml_in_its_own_words():
+    (problem,) = problems(Watched, {"guard": True})
+    assert problem.cure == "write false or a block of a, b, c, d, e"
 
 
 def test_references_are_found_in_field_order():

@@ -190,7 +190,7 @@ def test_models_of_other_shapes_or_words(tmp_path: Path) -> None:
     save_model(tiny_llama(tied=False), byte_tokenizer(), tmp_path / "untied")
     save_model(tiny_llama(), byte_tokenizer(merges=(("t", "h"), ("Ġ", "a"), ("Ġ", "t"))), tmp_path / "words")
     for name, message in (
-        ("wide", r"mlp\.gate_proj\.weight is \[96, 32\] there, and \[64, 32\] here"),
+        ("wide", r"mlp\.down_proj\.weight is \[32, 96\], and \[32, 64\] in the base"),
         ("untied", r"lm_head\.weight is in one alone"),
         ("words", "their tokenizers give other ids"),
     ):

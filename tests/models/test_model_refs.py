@@ -26,7 +26,7 @@ def whole(folder: Path) -> Path:
 def adapter(folder: Path, base: str | None) -> Path:
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
-    (folder / "adapter_model.safetensors").write_bytes(b"adapter")
+    (folder / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     if base is not None:
         (folder / "base.json").write_text(json.dumps({"base": base}))
     return folder

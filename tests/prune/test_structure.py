@@ -32,6 +32,7 @@ from metier.prune.methods import (
 from metier.prune.size import size_of, tensor_bytes
 from metier.prune.sparse import scores_of
 from metier.prune.stage import predicted
+from metier.prune.stream import Pieces
 from metier.prune.surgery import matrix, smaller, without_heads
 
 IDS = torch.randint(6, 260, (4, 32), generator=torch.Generator().manual_seed(1))
@@ -82,7 +83,7 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def pruned(folder: Path, method: Method, out: Path, ids: torch.Tensor = IDS, *, heal: bool = False) -> Cut:
+def pruned(folder: Path, method: Method, out: Path, ids: Pieces = (IDS,), *, heal: bool = False) -> Cut:
     work = Work(folder, method, heal, ids, Events("prune"), lambda: None)
     loaded = load(folder)
     cut = cut_of(method, shape_of(loaded.model.config.to_dict()))
@@ -253,7 +254,7 @@ def test_less_of_2_4_takes_the_blocks_that_lose_least(folders: Path):
     method = weights(pattern="2:4")
     asked, less = cuts(method, shape_of(load(folders / "biased").model.config.to_dict()), [0.5, 0.1])
     assert (asked.taken, asked.ratio, less.taken) == (3, 0.5, 1)
-    make(Work(folders / "biased", method, False, IDS, Events("prune"), lambda: None), less, None, folders / "out")
+    make(Work(folders / "biased", method, False, (IDS,), Events("prune"), lambda: None), less, None, folders / "out")
     state = load(folders / "out").model.state_dict()
     shares = [(state[f"model.layers.{i}.mlp.up_proj.weight"] == 0).float().mean().item() for i in range(3)]
     assert sorted(shares) == [0.0, 0.0, 0.5]
@@ -271,7 +272,7 @@ HEALED = [
 
 @pytest.mark.parametrize(("kind", "method"), HEALED, ids=str)
 def test_reconstruction_comes_nearer_on_text_not_seen(folders: Path, kind: str, method: Method):
-    ids = torch.randint(6, 260, (24, 64), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(6, 260, (24, 64), generator=torch.Generator().manual_seed(2)).split(16)
     pruned(folders / kind, method, folders / "plain", ids)
     pruned(folders / kind, method, folders / "healed", ids, heal=True)
     with torch.no_grad():

@@ -130,7 +130,9 @@ def test_it_stands_on_the_page_and_in_markdown(run: Run):
         assert "Made smaller" in shown
         assert "general bits per byte" in shown
         assert "<b>96</b>" not in shown
-    assert page.count("<td>does not hold</td>") == 2
+    assert page.count('<span class="quiet">does not hold</span>') == 2
+    assert '<span class="quiet">holds, kept</span>' in page
+    assert '<span class="quiet">the output is not a number</span>' in page  # below its condition, in no wide column
     assert "Score over the share" in page
 
 

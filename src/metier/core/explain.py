@@ -35,6 +35,9 @@ _SHAPES = {
     "model_attributes_type": "a mapping of keys to values",
     "none_required": "null",
 }
+_YAML = {"True": "true", "False": "false", "None": "null"}
+_FEW = 4
+"""Keys of a block that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,11 @@ def _no_shape(cls: type[BaseModel], where: Where, value: Json, arms: Mapping[str
         if raw.expected:
             literals += _literals(raw.expected)
         elif raw.kind.startswith("model_"):
-            shapes += [f"{{{key}: ...}}" for key in sorted(_keys(cls, where))]
+            keys = sorted(_keys(cls, where))
+            shapes += [f"{{{key}: ...}}" for key in keys] if len(keys) <= _FEW else [f"a block of {', '.join(keys)}"]
         else:
             shapes.append(_SHAPES.get(raw.kind, raw.message))
-    choices = list(dict.fromkeys([*map(repr, literals), *shapes]))
+    choices = list(dict.fromkeys([*(_YAML.get(one, repr(one)) for one in literals), *shapes]))
     guess = nearest(value, literals) if isinstance(value, str) and literals else ""
     cure = guess if guess.startswith("did you mean") else "write " + " or ".join(choices)
     return Problem(where, "not a value that this key takes", value, cure)

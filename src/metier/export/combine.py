@@ -23,7 +23,6 @@ from metier.core.stage import STOP
 from metier.engine.documents import document_nll
 from metier.measure.statistics import compare
 from metier.models.adapter import merge
-from metier.models.builtin import base_link, folder_digest, follow, is_adapter
 from metier.models.load import Loaded, load, stored_dtype
 from metier.models.save import save_model
 from metier.models.shape import cast_, count_parameters
@@ -36,23 +35,6 @@ if TYPE_CHECKING:
 
 LOG2 = math.log(2)
 CheckStop = Callable[[], None]
-
-
-def check_made_from(model: Path, base: Path, *, field: str) -> None:
-    """Raise ModelError where an adapter says that it was trained on another model than `base`. Reads no weights.
-
-    A whole model does not say what it was made from: its shapes are compared when it is loaded.
-    """
-    if not is_adapter(model):
-        return
-    below = follow(base_link(model), model)
-    if below.resolve() != base.resolve() and folder_digest(below) != folder_digest(base):
-        raise ModelError(
-            "the adapter was trained on another model than the base",
-            where=field,
-            value=str(model),
-            cure=f"name the model that it was trained on as base ({below}), or leave the adapter out",
-        )
 
 
 def weighted(base: Path, models: Sequence[Path], weights: Sequence[float], check_stop: CheckStop) -> Loaded:

@@ -36,7 +36,7 @@ class Combine(Stage):
 
     def check(self, sources: Mapping[str, Source]) -> None:
         """Weights fit the models, settings have an effect, and adapters were trained on the base."""
-        from metier.export.combine import check_made_from
+        from metier.models.fitting import check_made_from
 
         for index, name in enumerate(self.models):
             if name in self.models[:index]:
@@ -108,7 +108,7 @@ class Residual(Stage):
 
     def check(self, sources: Mapping[str, Source]) -> None:
         """Three different models; adapters were trained on the base."""
-        from metier.export.combine import check_made_from
+        from metier.models.fitting import check_made_from
 
         if len({self.model, self.chat, self.base}) < 3:
             raise RecipeError("the three models must be different", where="chat", value=self.chat)
@@ -165,7 +165,7 @@ class Interpolate(Stage):
 
     def check(self, sources: Mapping[str, Source]) -> None:
         """There is text to measure on, and an adapter was trained on the base."""
-        from metier.export.combine import check_made_from
+        from metier.models.fitting import check_made_from
 
         for folder in sources[self.documents].paths:
             path = folder / "heldout.jsonl"

@@ -64,17 +64,26 @@ def resolve(ref: str, root: Path, file_digest_of: Callable[[Path], str] = file_d
         return Source(ref, (folder,), ref, folder_digest(folder, file_digest_of))
     folder = (root / Path(ref).expanduser()).resolve()
     if folder.is_dir():
-        check_folder(folder)
+        _check_outside(folder)
         return Source(ref, (folder,), str(folder), folder_digest(folder, file_digest_of))
     if folder.is_file():
         raise ModelError("a model is a folder, and this is a file", where=str(folder), cure=_cure_for_file(folder))
     if _HUB_ID.fullmatch(ref):
         snapshot = cached_snapshot(ref)
         if snapshot is not None:
-            check_folder(snapshot)
+            _check_outside(snapshot)
             repository = ref.partition("@")[0]
             return Source(ref, (snapshot,), f"{repository}@{snapshot.name}", snapshot.name)
     raise ModelError("there is no such model", value=ref, cure=_cure_for_missing(ref, folder))
+
+
+def _check_outside(folder: Path) -> None:
+    """As `check_folder`, and that an adapter belongs to the base that it names."""
+    check_folder(folder)
+    if is_adapter(folder):
+        from metier.models.fitting import check_fits
+
+        check_fits(folder)
 
 
 def stand_in(name: str) -> Path:

@@ -31,6 +31,7 @@ from metier.models.builtin import (
     read_json,
     weight_files,
 )
+from metier.models.fitting import does_not_fit
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -411,7 +412,7 @@ def _load_adapter(folder: Path, dtype: torch.dtype, base: Path | None) -> Loaded
         with quiet():
             model = PeftModel.from_pretrained(plain, str(folder), torch_device=str(plain.device))
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise _does_not_fit(folder, below, _first_line(error)) from error
+        raise does_not_fit(folder, below, _first_line(error)) from error
     _check_complete(folder, model, below)
     settle(model)
     tokenizer = read_tokenizer(folder)
@@ -456,7 +457,7 @@ def add_adapters(base: Loaded, folders: Mapping[str, Path]) -> dict[str, Loaded]
                 else:
                     model.load_adapter(str(folder), adapter_name=inside, torch_device=str(model.device))
         except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-            raise _does_not_fit(folder, base.folder, _first_line(error)) from error
+            raise does_not_fit(folder, base.folder, _first_line(error)) from error
         tokenizer = read_tokenizer(folder)
         _check_vocabulary(folder, tokenizer, model.get_input_embeddings().weight.shape[0])
         made[name] = Loaded(model.eval(), tokenizer, folder, inside)
@@ -471,20 +472,13 @@ def _check_complete(folder: Path, model: "PeftModel", below: Path) -> None:
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         held = set(file.keys())
     if absent := sorted(called_for - held):
-        raise _does_not_fit(folder, below, f"it holds nothing for {len(absent)} weights, such as {absent[0]}")
+        raise does_not_fit(folder, below, f"it holds nothing for {len(absent)} weights, such as {absent[0]}")
     if extra := sorted(name for name in held - called_for if ".lora_" in name):
-        raise _does_not_fit(folder, below, f"the base has no place for {len(extra)} weights, such as {extra[0]}")
-
-
-def _does_not_fit(folder: Path, base: Path, why: str) -> ModelError:
-    return ModelError(
-        f"the adapter does not fit its base ({why})",
-        where=str(folder / ADAPTER_CONFIG),
-        value=str(base),
-        cure=f"name the model it was trained on as base in {folder / 'base.json'}",
-    )
+        raise does_not_fit(folder, below, f"the base has no place for {len(extra)} weights, such as {extra[0]}")
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])

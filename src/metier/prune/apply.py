@@ -24,6 +24,7 @@ from metier.prune.importance import Scores, choose, scores
 from metier.prune.methods import HeadsMethod, Importance, Method, WeightsMethod, WidthMethod
 from metier.prune.reconstruct import reconstruct_
 from metier.prune.sparse import thin_
+from metier.prune.stream import Pieces
 from metier.prune.surgery import Chosen, smaller
 from metier.text.chat import stop_ids
 
@@ -35,12 +36,12 @@ PROBE_TOKENS = 48
 
 @dataclass(frozen=True)
 class Work:
-    """What pruning is done with. ids: of calibration data, (samples, tokens), where it is needed."""
+    """What pruning is done with. ids: of calibration data, where it is needed."""
 
     source: Path
     method: Method
     reconstruct: bool
-    ids: Tensor | None
+    ids: Pieces | None
     events: Events
     check_stop: Callable[[], None]
 

@@ -1,10 +1,15 @@
-"""Calibration data as token ids: pieces of one length, so that nothing is padded or masked.
+"""Calibration data as token ids: each text by itself, as models are trained and measured, and nothing padded or masked.
 
-Texts are taken evenly spaced over the training split and joined; documents between begin and end tokens, conversations
-as the chat template writes them. Refuses a split with less text than one piece.
+Texts are taken evenly spaced over the training split; documents between begin and end tokens, conversations as the chat
+template writes them. Of a longer one its first piece is read, and more where all texts' first pieces are not enough.
+Pieces of one length go through a model together. Refuses a split with less text than one piece.
+
+Texts joined to pieces, so that each sees those before it, are nothing that a model meets elsewhere: calibrated so, half
+of the seedling's weights by Wanda cost 0.39 of perplexity instead of 0.36.
 """
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +28,10 @@ SPLIT = "train"
 LONGEST = 1_000_000
 """Tokens after which a conversation would be cut; calibration cuts by itself."""
 SPACINGS = 64
+FEWEST = 2
+"""Tokens of a piece below which nothing can be read from it."""
+BATCH_TOKENS = 1024
+"""About how many tokens go through a block at once."""
 
 
 def pieces(
@@ -33,27 +42,48 @@ def pieces(
     samples: int,
     tokens: int,
     check_stop: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """Ids (samples, tokens) from the training split of a data step's files; fewer samples where there is less text.
+) -> tuple[Tensor, ...]:
+    """About samples x tokens ids from the training split of a data step's files, in batches (B, T), the longest first.
 
-    tokens: at most the model's context. Raises DataError where there is not enough for one piece.
+    tokens: of the longest piece, at most the model's context. Fewer where there is less text. Raises DataError where
+    there is not enough for one piece.
     """
     length = min(tokens, loaded.context)
-    joined: list[int] = []
-    for ids in _texts(loaded.tokenizer, folder, kind):
+    found: dict[int, list[list[int]]] = defaultdict(list)
+    room = samples * length
+    for piece in _pieces(_texts(loaded.tokenizer, folder, kind), length):
         check_stop()
-        joined += ids
-        if len(joined) >= samples * length:
+        kept = piece[:room]
+        if len(kept) >= FEWEST:
+            found[len(kept)].append(kept)
+            room -= len(kept)
+        if room < FEWEST:
             break
-    count = min(samples, len(joined) // length)
-    if not count:
+    read = samples * length - room
+    if read < length:
         raise DataError(
-            f"the training text has {len(joined)} tokens, and one piece of calibration takes {length}",
+            f"the training text has {read} tokens, and one piece of calibration takes {length}",
             where="calibration.tokens",
             value=tokens,
             cure="read another step, or set tokens lower",
         )
-    return torch.tensor(joined[: count * length], dtype=torch.long).view(count, length)
+    return tuple(batch for size in sorted(found, reverse=True) for batch in _batches(found[size], size))
+
+
+def _pieces(texts: Iterable[list[int]], length: int) -> Iterator[list[int]]:
+    """The first piece of each text, then, while more is asked for, the second of each, and so on."""
+    longer = []
+    for ids in texts:
+        yield ids[:length]
+        if len(ids) > length:
+            longer.append(ids[length:])
+    if longer:
+        yield from _pieces(longer, length)
+
+
+def _batches(rows: list[list[int]], size: int) -> Iterator[Tensor]:
+    """Pieces of one length, as many at a time as go through at once."""
+    yield from torch.split(torch.tensor(rows, dtype=torch.long), max(1, BATCH_TOKENS // size))
 
 
 def _texts(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from metier.models.shape import blocks, input_embeddings
 from metier.prune.anatomy import Cut, Shape
 from metier.prune.methods import Importance
-from metier.prune.stream import Stream, batches, looking
+from metier.prune.stream import Pieces, Stream, looking
 from metier.prune.surgery import PREFIX, Chosen, down_projection, heads_of, matrix, out_projection
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ def scores(
     shape: Shape,
     cut: Cut,
     how: Importance,
-    ids: Tensor | None,
+    ids: Pieces | None,
     *,
     check_stop: Check = lambda: None,
 ) -> Scores:
-    """The scores of a cut's units. ids: (samples, tokens) of calibration data, where `how` or layers need it."""
+    """The scores of a cut's units. ids: of calibration data, where `how` or layers need it."""
     if cut.what == "layers":
         assert ids is not None
         return [influence(model, ids, check_stop)]
@@ -67,7 +67,7 @@ def choose(found: Scores, shape: Shape, cut: Cut) -> Chosen:
 
 
 @torch.no_grad()
-def influence(model: "PreTrainedModel", ids: Tensor, check_stop: Check = lambda: None) -> list[float]:
+def influence(model: "PreTrainedModel", ids: Pieces, check_stop: Check = lambda: None) -> list[float]:
     """Each block's influence, 0 where it changes no direction of the residual stream."""
     stream = Stream(model, ids, check_stop)
     found = []
@@ -99,7 +99,7 @@ def _projections(model: "PreTrainedModel", shape: Shape, *, of_heads: bool) -> l
 
 
 @torch.no_grad()
-def _by_activation(model: "PreTrainedModel", shape: Shape, ids: Tensor, *, of_heads: bool, check_stop: Check) -> Scores:
+def _by_activation(model: "PreTrainedModel", shape: Shape, ids: Pieces, *, of_heads: bool, check_stop: Check) -> Scores:
     """Root mean square of each unit's product with its columns of the projection."""
     layers = _projections(model, shape, of_heads=of_heads)
     size = shape.head if of_heads else 1
@@ -118,7 +118,7 @@ def _by_activation(model: "PreTrainedModel", shape: Shape, ids: Tensor, *, of_he
         return add
 
     with looking({layer: look(at) for at, layer in enumerate(layers)}):
-        for batch in batches(ids):
+        for batch in ids:
             check_stop()
             model(input_ids=batch, use_cache=False, logits_to_keep=1)
             tokens += batch.numel()
@@ -130,7 +130,7 @@ def _by_activation(model: "PreTrainedModel", shape: Shape, ids: Tensor, *, of_he
     return found
 
 
-def _by_gradient(model: "PreTrainedModel", shape: Shape, ids: Tensor, *, of_heads: bool, check_stop: Check) -> Scores:
+def _by_gradient(model: "PreTrainedModel", shape: Shape, ids: Pieces, *, of_heads: bool, check_stop: Check) -> Scores:
     """Mean over tokens of |sum over a unit of output x gradient of the next tokens' loss|."""
     layers = _projections(model, shape, of_heads=of_heads)
     count = shape.heads if of_heads else shape.inner
@@ -152,7 +152,7 @@ def _by_gradient(model: "PreTrainedModel", shape: Shape, ids: Tensor, *, of_head
         parameter.requires_grad_(False)
     hooks = [layer.register_forward_pre_hook(watch(at)) for at, layer in enumerate(layers)]
     try:
-        for batch in batches(ids):
+        for batch in ids:
             check_stop()
             embedded = input_embeddings(model)(batch).requires_grad_(True)
             logits: Any = model(inputs_embeds=embedded, use_cache=False).logits
@@ -163,7 +163,8 @@ def _by_gradient(model: "PreTrainedModel", shape: Shape, ids: Tensor, *, of_head
     finally:
         for hook in hooks:
             hook.remove()
-    return [(row / ids.numel()).tolist() for row in sums]
+    tokens = sum(batch.numel() for batch in ids)
+    return [(row / tokens).tolist() for row in sums]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from metier.models.shape import blocks, sides
 from metier.prune.anatomy import Cut, Shape
-from metier.prune.stream import Stream
+from metier.prune.stream import Pieces, Stream
 from metier.prune.surgery import Chosen, down_projection, kept_inputs, matrix, out_projection
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ def reconstruct_(
     shape: Shape,
     cut: Cut,
     chosen: Chosen,
-    ids: Tensor,
+    ids: Pieces,
     *,
     check_stop: Callable[[], None] = lambda: None,
     on_block: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> None:
     """Refit a pruned model's projections in place. before: the model that it was made of. shape: of `before`.
 
-    chosen: what was taken. ids: (samples, tokens) of calibration data.
+    chosen: what was taken. ids: of calibration data.
     """
     gone = set(chosen.get(-1, ())) if cut.what == "layers" else set()
     kept = [index for index in range(shape.depth) if index not in gone]

@@ -28,9 +28,10 @@ class Calibration(Config):
     examples: Annotated[str, Needs("examples")] | None = None
     """The step whose conversations to read, written down as the model's chat template does."""
     samples: int = Field(64, ge=1)
-    """So many pieces, evenly spaced over the split; fewer where there is less text."""
+    """So many pieces of the longest kind are read, evenly spaced over the split: as many tokens of shorter ones, and
+    fewer where there is less text."""
     tokens: int = Field(256, ge=8)
-    """Tokens of a piece; what does not fill one is joined with what comes next."""
+    """Tokens of the longest piece. A longer text is cut; each text is read by itself."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Calibration":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from metier.models.shape import blocks, linear_layers
 from metier.prune.anatomy import Cut
-from metier.prune.stream import Look, Stream
+from metier.prune.stream import Look, Pieces, Stream
 from metier.prune.surgery import matrix
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def thin_(
     model: "PreTrainedModel",
     cut: Cut,
     rank: Rank,
-    ids: Tensor | None,
+    ids: Pieces | None,
     *,
     check_stop: Callable[[], None] = lambda: None,
     on_block: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> None:
-    """Set the weights of a model's blocks to zero, in place. ids: (samples, tokens) of calibration data, for wanda.
+    """Set the weights of a model's blocks to zero, in place. ids: of calibration data, for all but magnitude.
 
     Of a 2:4 cut that leaves blocks whole, those are taken whose weights lose the smallest share of their scores.
     """
@@ -52,7 +52,7 @@ def thin_(
         norms = _norms(stream, block, parts[index])
         for layer in parts[index] if index in chosen else ():
             weight = matrix(layer)
-            weight.masked_fill_(_dropped(scores_of(weight, norms.get(layer), rank), cut, rank), 0.0)
+            weight.masked_fill_(dropped(scores_of(weight, norms.get(layer), rank), cut, rank), 0.0)
         if stream is not None:
             stream.hidden = stream.run(block)
         on_block(index + 1, len(parts))
@@ -65,7 +65,7 @@ def _parts(model: "PreTrainedModel") -> list[list[nn.Module]]:
     return [[layer for layer in layers if layer in modules] for modules in inside]
 
 
-def _stream(model: "PreTrainedModel", rank: Rank, ids: Tensor | None, check_stop: Callable[[], None]) -> Stream | None:
+def _stream(model: "PreTrainedModel", rank: Rank, ids: Pieces | None, check_stop: Callable[[], None]) -> Stream | None:
     if rank == "magnitude":
         return None
     assert ids is not None
@@ -101,7 +101,7 @@ def scores_of(weight: Tensor, norms: Tensor | None, rank: Rank) -> Tensor:
     return sum(shares, torch.zeros(())) * norms.sqrt()
 
 
-def _dropped(scores: Tensor, cut: Cut, rank: Rank) -> Tensor:
+def dropped(scores: Tensor, cut: Cut, rank: Rank) -> Tensor:
     """Which weights go, (O, K). Of equal scores the first go."""
     if cut.what == "2:4":
         fours = scores.reshape(len(scores), -1, 4)
@@ -118,7 +118,7 @@ def _least_hurt(
     parts: list[list[nn.Module]],
     cut: Cut,
     rank: Rank,
-    ids: Tensor | None,
+    ids: Pieces | None,
     check_stop: Callable[[], None],
 ) -> list[int]:
     """The blocks that a 2:4 cut takes: all, or those that lose the smallest share of their scores."""
@@ -131,7 +131,7 @@ def _least_hurt(
         lost = whole = 0.0
         for layer in parts[index]:
             scores = scores_of(matrix(layer), norms.get(layer), rank)
-            lost += float(scores[_dropped(scores, cut, rank)].sum())
+            lost += float(scores[dropped(scores, cut, rank)].sum())
             whole += float(scores.sum())
         losses.append(lost / whole)
         if stream is not None:

@@ -31,6 +31,7 @@ class Prune(Stage):
     kind: Literal["prune"] = "prune"
     """What this step does."""
     produces: ClassVar[str] = "model"
+    version: ClassVar[int] = 2
 
     model: ModelRef
     """The model to prune: built like Llama, Mistral, Qwen2 or GPT-2. An adapter is merged into its base first."""

@@ -18,8 +18,8 @@ from metier.models.shape import blocks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BATCH_TOKENS = 1024
-"""About how many tokens go through a block at once."""
+Pieces = Sequence[Tensor]
+"""Token ids of calibration data, in batches (B, T): within one all are as long as one another."""
 Others = tuple[list[Any], dict[str, Any]]
 """What a block is called with beside its hidden states, by place and by name."""
 Look = Callable[[Tensor], None]
@@ -31,14 +31,11 @@ class _CaughtError(Exception):
 
 
 class Stream:
-    """The samples' hidden states before some block.
+    """The samples' hidden states before some block. check_stop: asked between batches; may raise."""
 
-    ids: (samples, T), all of one length. check_stop: asked between batches; may raise.
-    """
-
-    def __init__(self, model: "PreTrainedModel", ids: Tensor, check_stop: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, model: "PreTrainedModel", ids: Pieces, check_stop: Callable[[], None] = lambda: None) -> None:
         self._check_stop = check_stop
-        caught = [_first_input(model, batch) for batch in batches(ids)]
+        caught = [_first_input(model, batch) for batch in ids]
         self.hidden: list[Tensor] = [hidden for hidden, _ in caught]
         self._others = [others for _, others in caught]
 
@@ -52,11 +49,6 @@ class Stream:
                 out = block(hidden, *listed, **named)
                 found.append(out if isinstance(out, Tensor) else out[0])
         return found
-
-
-def batches(ids: Tensor) -> tuple[Tensor, ...]:
-    """The samples, as many at a time as go through at once."""
-    return torch.split(ids, max(1, BATCH_TOKENS // ids.shape[1]))
 
 
 @contextmanager

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from metier.core.disk import write_whole
 from metier.core.stage import Context
 from metier.models.builtin import is_adapter, plain_config
@@ -22,6 +20,7 @@ from metier.prune.importance import Scores
 from metier.prune.methods import name_of
 from metier.prune.settings import calibration_source
 from metier.prune.stage import Keep, Prune, predicted
+from metier.prune.stream import Pieces
 from metier.prune.trying import Candidate, copy_model, publish, search
 from metier.text.artifacts import write_json
 
@@ -112,10 +111,10 @@ def _standing(ctx: Context, folder: Path) -> Path:
     return merged
 
 
-def _prepared(stage: Prune, ctx: Context, folder: Path, asked: Cut) -> tuple[Tensor | None, Scores | None]:
+def _prepared(stage: Prune, ctx: Context, folder: Path, asked: Cut) -> tuple[Pieces | None, Scores | None]:
     """The calibration data and the scores that units are chosen by, which are kept for a run that goes on."""
     loaded = load(folder)
-    ids: Tensor | None = None
+    ids: Pieces | None = None
     if stage.calibrates:
         step, kind = calibration_source(stage.calibration, stage.guard or None, "calibration")
         ids = pieces(
@@ -126,7 +125,8 @@ def _prepared(stage: Prune, ctx: Context, folder: Path, asked: Cut) -> tuple[Ten
             tokens=stage.calibration.tokens,
             check_stop=ctx.check_stop,
         )
-        ctx.events.note(f"calibration: {len(ids)} pieces of {ids.shape[1]} tokens from {step!r}")
+        count, read = sum(len(batch) for batch in ids), sum(batch.numel() for batch in ids)
+        ctx.events.note(f"calibration: {count} pieces with {read:,} tokens from {step!r}")
     path = ctx.scratch / SCORES
     if not path.is_file():
         work = Work(folder, stage.method, False, ids, ctx.events, ctx.check_stop)

@@ -1,6 +1,6 @@
 """The picture of a run: a box for each step, an arrow for each input, drawn from top to bottom.
 
-Layers by longest path; an arrow that passes a layer gets a place of its own there, so it does not run through boxes;
+Layers by longest path; arrows of one box that pass a layer share a place there, so that they do not run through boxes;
 three sweeps by the mean position of the neighbours undo most crossings (Sugiyama's method, small). Deterministic.
 """
 
@@ -13,9 +13,11 @@ from markupsafe import Markup
 from metier.report.plots import text
 from metier.report.wording import cut
 
-WIDTH, HEIGHT, GAP_X, GAP_Y, LANE = 168, 46, 18, 40, 14
+WIDTH, HEIGHT, GAP_X, GAP_Y, LANE, GAP_LANES = 168, 46, 18, 40, 14, 4
 EDGE = 2
 """Margin of the picture in px."""
+FITS = 1280
+"""Up to that width a picture is made smaller to fit the page; wider ones can be scrolled."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def picture(boxes: Sequence[Box]) -> Markup:
     parts += [_box(box, *places[box.name]) for box in boxes]
     view = f"{-EDGE} {-EDGE} {width + 2 * EDGE} {height + 2 * EDGE}"
     return Markup(  # noqa: S704
-        f'<svg class="lineage" role="img" viewBox="{view}" width="{width + 2 * EDGE}" height="{height + 2 * EDGE}">'
+        f'<svg class="lineage{" fits" if width < FITS else ""}" role="img" viewBox="{view}" '
+        f'width="{width + 2 * EDGE}" height="{height + 2 * EDGE}">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -75,9 +78,10 @@ def _layers(parents: Mapping[str, list[str]]) -> tuple[list[list[str]], list[lis
     chains = []
     for child, own in parents.items():
         for parent in own:
-            passing = [f"{parent}\0{child}\0{layer}" for layer in range(depth[parent] + 1, depth[child])]
+            passing = [f"{parent}\0{layer}" for layer in range(depth[parent] + 1, depth[child])]
             for layer, name in enumerate(passing, depth[parent] + 1):
-                layers[layer].append(name)
+                if name not in layers[layer]:
+                    layers[layer].append(name)
             chains.append([parent, *passing, child])
     return layers, chains
 
@@ -140,7 +144,8 @@ def _pack(layer: Sequence[str], middle: dict[str, float]) -> None:
     """Push the boxes of a layer apart to the right, then move all back by what that shifted them on average."""
     wanted = [middle[name] for name in layer]
     for before, name in pairwise(layer):
-        middle[name] = max(middle[name], middle[before] + (_size(before) + _size(name)) / 2 + GAP_X)
+        gap = GAP_X if WIDTH in (_size(before), _size(name)) else GAP_LANES
+        middle[name] = max(middle[name], middle[before] + (_size(before) + _size(name)) / 2 + gap)
     shift = sum(middle[name] - want for name, want in zip(layer, wanted, strict=True)) / len(layer)
     for name in layer:
         middle[name] -= shift

@@ -75,9 +75,15 @@ def parted(text: str) -> tuple[str, ...]:
 def checked(item: Item, where: str) -> Item:
     """The item. Raises DataError for what is wrong with its choices or its label."""
     if len(item.choices) < 2:
-        raise DataError("there must be two choices or more", where=where, value=list(item.choices))
+        raise DataError(
+            "there must be two choices or more", where=where, value=list(item.choices), cure="part them by |: yes|no"
+        )
     if len(item.choices) > len(ascii_uppercase):
-        raise DataError(f"there are {len(item.choices)} choices, and letters for {len(ascii_uppercase)}", where=where)
+        raise DataError(
+            f"there are {len(item.choices)} choices, and letters for {len(ascii_uppercase)}",
+            where=where,
+            cure="leave some out",
+        )
     if not all(choice.strip() for choice in item.choices):
         raise DataError("a choice is blank", where=where, value=list(item.choices), cure="write it out or leave it out")
     twice = next((c for c, n in Counter(map(_alike, item.choices)).items() if n > 1), None)
