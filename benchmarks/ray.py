@@ -4,9 +4,10 @@ benchmarks/results/scale.json.
     kills            a step that two workers train is run ten times, and each time one of them is killed at a random
                      moment between its first worker's start and the end of the step as it took undisturbed; how many
                      runs did not end by themselves with the losses and the weights of that one
-    near_duplicates  the step that leaves out near-duplicates, on two Ray workers against one, in turns
+    near_duplicates  the part of a `documents` step that leaves out near-duplicates, on two Ray workers with two cores
+                     against one worker with all of Ray held to one core, in turns
 
-Both go through what `metier run --on local` does. A few minutes each, on a quiet machine.
+Both use what `metier run --on local` uses. A few minutes each, on a quiet machine; near_duplicates needs ../shared.
 """
 
 import json
@@ -14,19 +15,23 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.rows import Row, write
 
 COMMAND = "python -m benchmarks.ray"
 KILLS = 10
-TEXTS = 800
+TURNS = 3
+COPIES = 3
+TEXTS = 160
 MARINE = Path(__file__).resolve().parents[1] / "recipes/data/marine/corpus.jsonl"
 STEP = {
     "model": "base",
@@ -41,12 +46,107 @@ STEP = {
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["kills"]
-    unknown = set(wanted) - {"kills"}
+    if sys.argv[1:2] == ["--near"]:
+        near_here(Path(sys.argv[2]), int(sys.argv[3]))
+        return
+    measured = {"kills": kills, "near_duplicates": near_duplicates}
+    wanted = sys.argv[1:] or list(measured)
+    unknown = [name for name in wanted if name not in measured]
     if unknown:
-        raise SystemExit(f"no such measurement: {', '.join(sorted(unknown))}")
+        raise SystemExit(f"no such measurement: {', '.join(unknown)}; known are {', '.join(measured)}")
     for name in wanted:
-        write("scale", f"{COMMAND} {name}", kills())
+        write("scale", f"{COMMAND} {name}", measured[name]())
+
+
+# ---- near-duplicates -------------------------------------------------------------------------------------------------
+
+
+def near_duplicates() -> list[Row]:
+    """One worker with all of Ray on one core, two on two, in turns."""
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    with tempfile.TemporaryDirectory(prefix="metier-") as name:
+        folder = Path(name)
+        count = _write_pages(folder / "pages.jsonl")
+        ratios, speeds, digests = [], [], set()
+        for turn in range(TURNS):
+            found = [_near_apart(folder, workers, cores[:workers]) for workers in (1, 2)]
+            digests |= {one["digest"] for one in found}
+            ratios.append(found[0]["seconds"] / found[1]["seconds"])
+            speeds.append(tuple(one["seconds"] for one in found))
+            print(f"turn {turn}: {speeds[-1][0]:.1f} s and {speeds[-1][1]:.1f} s, {ratios[-1]:.2f}", flush=True)
+        size = (folder / "pages.jsonl").stat().st_size / 1e6
+    if len(digests) != 1:
+        raise SystemExit("two workers left other rows out than one")
+    one, two = (median(times) for times in zip(*speeds, strict=True))
+    what = (
+        f"near-duplicate removal on two Ray workers (two cores) against one (all of it on one core), {count:,} pages "
+        f"of {size:.0f} MB, the same rows left out ({one:.1f} -> {two:.1f} s)"
+    )
+    interval = (round(min(ratios), 2), round(max(ratios), 2))
+    return [Row(what, round(median(ratios), 2), 1.6, "x", "higher", n=TURNS, interval=interval)]
+
+
+def _near_apart(folder: Path, workers: int, cores: list[int]) -> dict[str, Any]:
+    held = ["taskset", "-c", ",".join(map(str, cores))]
+    command = [*held, sys.executable, "-m", "benchmarks.ray", "--near", str(folder), str(workers)]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.PIPE)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def near_here(folder: Path, workers: int) -> None:
+    """The step `documents` with so many workers: seconds that leaving out near-duplicates took, and what it left."""
+    from metier.core.events import Events
+    from metier.core.fingerprint import digest, file_digest, tree
+    from metier.core.stage import Context, Source
+    from metier.core.store import Store
+    from metier.core.workers import SPREAD
+    from metier.data import gates
+    from metier.data.stage import Documents
+    from metier.scale.cluster import Cluster
+    from metier.scale.spread import RaySpread
+
+    took: list[float] = []
+    whole = gates.drop_near
+
+    def timed(*inputs: Any, **named: Any) -> None:
+        began = time.monotonic()
+        whole(*inputs, **named)
+        took.append(time.monotonic() - began)
+
+    gates.drop_near = timed
+    stage = Documents.model_validate({"sources": [{"path": "pages.jsonl"}], "duplicates": {"near": True}})
+    place = Path(tempfile.mkdtemp(dir=folder))
+    for name in ("files", "measured", "scratch"):
+        (place / name).mkdir()
+    sources = {"pages.jsonl": Source("pages.jsonl", (folder / "pages.jsonl",), "pages.jsonl", "0")}
+    ctx = Context("pages", place / "files", place / "measured", place / "scratch", Events("pages"), sources)
+    with Cluster("local", Store(place / "store")) as cluster:
+        assert len(cluster.nodes) == 1
+        spread = RaySpread(workers, True, {"CPU": 1.0})
+        SPREAD.set(spread)
+        stage.run(ctx)  # reading goes to the workers too, so they are warm when it comes to near-duplicates
+    made = {name: file_digest(path) for name, path in tree(ctx.out).items()}
+    print(json.dumps({"seconds": took[0], "digest": digest(made)}))
+
+
+def _write_pages(path: Path) -> int:
+    """MedQuAD's answers, those of one subject as one page, COPIES times with other words: so that there is enough."""
+    from benchmarks.work import clean, medquad, need_shared
+
+    need_shared()
+    pages: dict[str, list[str]] = {}
+    for row in medquad():
+        pages.setdefault(f"{row['source']} {row['focus']}", []).append(clean(row["answer"]))
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for copy in range(COPIES):
+            for answers in pages.values():
+                text = "\n".join(answers)
+                text = text if copy == 0 else " ".join(f"{word}{copy}" for word in text.split(" "))
+                file.write(json.dumps({"id": str(count), "text": text}) + "\n")
+                count += 1
+    return count
 
 
 # ---- kills -----------------------------------------------------------------------------------------------------------

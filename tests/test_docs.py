@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from metier.core.described import table
-from metier.core.stage import Config
+from metier.core.stage import Config, Resources
 from metier.data.settings import Refusals
 from metier.data.streaming import Stream, StreamSource
 from metier.engine.endpoint import Endpoint, Prices
@@ -114,6 +114,7 @@ PARTS: dict[str, Parts] = {
         "`pairwise`": (Pairwise, ()),
         "`calibrate`": (Calibrate, ()),
     },
+    "scale.md": {"`resources` of any step": (Resources, ())},
     "pruning.md": {
         "`prune`": (Prune, ()),
         "`method: {heads: {...}}`": (Heads, ()),

@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from metier.core.beside import as_ready
 from metier.core.errors import InputError, Interrupted, MetierError, TrainingError, together
 from metier.core.events import Events, Listener
 from metier.core.fingerprint import FileDigests, Json, digest
@@ -32,7 +34,7 @@ from metier.core.stage import (
     stop_if_asked,
 )
 from metier.core.store import Artifact, Key, Store
-from metier.core.team import Helpers
+from metier.core.team import Helpers, Ran
 from metier.data.files import how_read
 from metier.models.lock import pin, read_lock, resolve_pinned
 from metier.recipe import Link, Recipe
@@ -310,16 +312,27 @@ def _run(
                 planned = plan(recipe, store, only=only)
         whole.emit("run_started", recipe=recipe.name, steps=[summary(step) for step in planned])
         artifacts: dict[str, Artifact] = {}
-        for step in planned:
+
+        def make(step: Planned, stop: Callable[[], bool]) -> Artifact:
             events = Events(step.name, listeners=list(listeners))
-            if step.artifact is not None:
-                artifacts[step.name] = step.artifact
-                events.emit("cached", key=str(step.key), metrics=step.artifact.record["metrics"])
+            if step.artifact is None:
+                made = _run_step(recipe, step, store, artifacts, events, stop, helpers)
             else:
-                artifacts[step.name] = _run_step(recipe, step, store, artifacts, events, stop, helpers)
+                made = step.artifact
+                events.emit("cached", key=str(step.key), metrics=made.record["metrics"])
             store.set_ref(recipe.name, step.name, str(step.key))
+            return made
+
+        if helpers is None or not helpers.places:
+            for step in planned:
+                artifacts[step.name] = make(step, stop)
+        else:
+            needs = {step.name: {link.step for link in recipe.links[step.name] if link.step} for step in planned}
+            works = {step.name: partial(make, step) for step in planned}
+            for name, made in as_ready(works, needs, stop):
+                artifacts[name] = made
     whole.emit("run_finished", recipe=recipe.name, seconds=round(watch.seconds, 3))
-    return Result(recipe, artifacts, planned)
+    return Result(recipe, {step.name: artifacts[step.name] for step in planned}, planned)
 
 
 def check(
@@ -448,9 +461,10 @@ def _execute(recipe: Recipe, step: Planned, ctx: Context, helpers: Helpers | Non
     if step.stage.resources is not None and (helpers is None or not helpers.places):
         events.note("resources have no effect here: they are for a cluster (metier run --on)")
     with PeakMemory() as memory:
-        metrics = _checked(step.stage.run(ctx) if helpers is None else helpers.run(step.stage, ctx))
+        ran = Ran(step.stage.run(ctx)) if helpers is None else helpers.run(step.stage, ctx)
+    metrics, peak_bytes = _checked(ran.metrics), ran.peak_bytes or memory.peak_bytes
     seconds = round(watch.seconds, 3)
-    events.emit("finished", metrics=metrics, seconds=seconds, peak_rss_bytes=memory.peak_bytes)
+    events.emit("finished", metrics=metrics, seconds=seconds, peak_rss_bytes=peak_bytes)
     fields: dict[str, str] = {}
     for link in recipe.links[step.name]:
         fields.setdefault(link.reference.value, link.reference.field)
@@ -466,7 +480,7 @@ def _execute(recipe: Recipe, step: Planned, ctx: Context, helpers: Helpers | Non
         "inputs": {v: {"digest": s.digest, "link": s.link, "field": fields[v]} for v, s in sources.items()},
         "metrics": metrics,
         "seconds": seconds,
-        "peak_rss_bytes": memory.peak_bytes,
+        "peak_rss_bytes": peak_bytes,
         "started": started,
         "versions": versions(),
         "machine": machine(),

@@ -16,10 +16,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
+_ONE = RLock()
+"""Steps side by side have the same listeners."""
 
 
 @dataclass
@@ -39,11 +42,12 @@ class Events:
 
     def pass_on(self, record: Event) -> None:
         """Record an event as it was told elsewhere."""
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        for listener in self.listeners:
-            listener(record)
+        with _ONE:
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            for listener in self.listeners:
+                listener(record)
 
     def progress(self, task: str, done: float, total: float | None, *, unit: str = "", **fields: Any) -> None:
         """`done` of `total` units of `task` are through; extra fields (loss, tokens_per_second) are shown beside it."""

@@ -246,6 +246,11 @@ class Stage(Config, ABC):
         Sources of steps that have not run yet have no paths.
         """
 
+    def preparation(self, ctx: Context) -> Callable[[], None] | None:  # noqa: ARG002
+        """What other processes can do before several run the step together, such as to encode a large corpus into the
+        cache; None where it is not worth a start of its own. Looks at sizes alone."""
+        return None
+
     def check_processes(self, count: int) -> None:
         """Raise InputError where so many processes cannot share the work evenly."""
 

@@ -21,6 +21,14 @@ class Team:
     local_size: int
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What a step that ran says. peak_bytes: the memory of the process that ran it, where that is not this one."""
+
+    metrics: Mapping[str, float]
+    peak_bytes: int | None = None
+
+
 class Helpers(Protocol):
     """The other processes of a run. places: whether they are put where a step's `resources` say."""
 
@@ -32,5 +40,5 @@ class Helpers(Protocol):
     def check(self, stage: "Stage") -> None:
         """Raise InputError where there is no room for what a step wants."""
 
-    def run(self, stage: "Stage", ctx: "Context") -> "Mapping[str, float]":
+    def run(self, stage: "Stage", ctx: "Context") -> Ran:
         """Run a step with all that helps. Raises what made another process fail, as well as what the stage raises."""

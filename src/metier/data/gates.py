@@ -5,13 +5,15 @@ that is measured with stays.
 """
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from metier.core import workers as processes
 from metier.data.contamination import Gate, Index, Watch, item_of, keep_out_index
 from metier.data.gathering import Pile, Telling
 from metier.data.near import Near, NearIndex, signatures
@@ -22,22 +24,27 @@ from metier.text.refusals import REFUSALS_TEST
 if TYPE_CHECKING:
     from metier.data.minhash import Signature
 
-T = TypeVar("T")
 HITS = "contamination.jsonl"
 MEASURED = ("test", "dev", "heldout", REFUSALS_TEST)
 """Splits that are measured with. Of the last only the questions are looked for: all that is declined is declined in
 the same few words."""
+WORKERS_FROM = 64 << 20
+"""Bytes of a split from which on its signatures are made by other processes."""
 AT_ONCE = 1000
-"""Rows whose signatures are made together."""
+"""Rows whose signatures are made together, at most."""
+PORTION = 2 << 20
+"""Bytes of rows from which on no more are taken together."""
 
 
 def drop_near(pile: Pile, fates: Fates, near: Near, *, telling: Telling) -> None:
     """Leave out what nearly repeats an earlier row: of its own split, or of one that is more protected."""
     index: NearIndex[int] = NearIndex(near)
+    sizes = np.frombuffer(pile.columns.sizes, np.uint32)
     for place, name in enumerate(fates.order):
         rows = fates.split(name)
         passed = telling.each(f"near-duplicates in {name}", pile.spool.rows(rows), len(rows))
-        for number, signature in _signed(passed, near):
+        size = int(sizes[rows].sum())
+        for number, signature in _signed(passed, near, size):
             earlier = index.add(number, signature)
             if earlier is None:
                 continue
@@ -48,11 +55,47 @@ def drop_near(pile: Pile, fates: Fates, near: Near, *, telling: Telling) -> None
                 fates.drop([number], "leaked", f"nearly {{}} in {fates.order[owner]}, so not in {name}", [earlier])
 
 
-def _signed(rows: Iterable[Spooled], near: Near) -> "Iterator[tuple[int, Signature]]":
-    """Each row's number and signature."""
-    for batch in batched(rows, AT_ONCE):
-        found = signatures(("\n".join(trained_texts(item_of(spooled.row))) for spooled in batch), near)
-        yield from zip((spooled.index for spooled in batch), found, strict=True)
+def _signed(rows: Iterable[Spooled], near: Near, size: int) -> "Iterator[tuple[int, Signature]]":
+    """Each row's number and signature. size: bytes of the rows; many are signed by other processes."""
+    batches = _portions(rows)
+    workers = processes.count(size, WORKERS_FROM)
+    if not workers:
+        for batch in batches:
+            found = sign([spooled.line for spooled in batch], near)
+            yield from zip((spooled.index for spooled in batch), found, strict=True)
+        return
+    pool = processes.pool(workers, processes.begin, ())
+    waiting: deque[tuple[list[int], Future[Signature]]] = deque()
+    try:
+        for batch in batches:
+            lines = [spooled.line for spooled in batch]
+            waiting.append(([spooled.index for spooled in batch], pool.submit(sign, lines, near)))
+            if len(waiting) > 2 * workers:
+                numbers, future = waiting.popleft()
+                yield from zip(numbers, future.result(), strict=True)
+        for numbers, future in waiting:
+            yield from zip(numbers, future.result(), strict=True)
+    finally:
+        processes.close(pool)
+
+
+def _portions(rows: Iterable[Spooled]) -> Iterator[list[Spooled]]:
+    """Rows in lists of at most AT_ONCE, which end where they hold PORTION bytes."""
+    found: list[Spooled] = []
+    size = 0
+    for row in rows:
+        found.append(row)
+        size += len(row.line)
+        if len(found) == AT_ONCE or size >= PORTION:
+            yield found
+            found, size = [], 0
+    if found:
+        yield found
+
+
+def sign(lines: Sequence[bytes], near: Near) -> "Signature":
+    """The signatures of rows [rows, permutations], each the JSON of one."""
+    return signatures(("\n".join(trained_texts(item_of(json.loads(line)))) for line in lines), near)
 
 
 def guard(
@@ -104,13 +147,6 @@ def _pass(pile: Pile, fates: Fates, name: str, watches: Sequence[tuple[Watch, st
                 what, _, seen = reason.partition(": ")
                 fates.drop([spooled.index], kind, what, detail={"seen": seen})
                 break
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Items in lists of so many, the last perhaps shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def keep_pairs(pile: Pile, fates: Fates) -> None:

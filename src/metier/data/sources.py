@@ -1,13 +1,11 @@
 """From a recipe's sources to items: which files, which reader, treated, with ids."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +203,7 @@ class Pool:
 
     def __init__(self, treat: Treatment, workers: int) -> None:
         self._workers = workers
-        context = get_context("spawn")  # a fork would take over locks that other threads hold
-        self._pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(treat,))
+        self._pool = processes.pool(workers, _begin, (treat,))
 
     def __enter__(self) -> "Pool":
         return self
@@ -228,7 +225,7 @@ class Pool:
 def workers_for(sources: Mapping[str, Source]) -> int:
     """How many processes pay for sources of this size; 0 for small ones."""
     size = sum(path.stat().st_size for source in sources.values() for path in source.paths if path.is_file())
-    return 0 if size < WORKERS_FROM else len(os.sched_getaffinity(0))
+    return processes.count(size, WORKERS_FROM)
 
 
 def _here(rows: Iterable[Any], make: Make, treat: Treatment) -> Read:

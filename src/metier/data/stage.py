@@ -47,6 +47,7 @@ Fraction = Field(0.0, ge=0, lt=1)
 class Gathered(Stage):
     """What both have in common: what is done to rows, and which of them stay."""
 
+    spreads: ClassVar[bool] = True
     measured: ClassVar[tuple[str, ...]]
     known: ClassVar[tuple[By, ...]]
 

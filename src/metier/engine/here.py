@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from metier.core.errors import DataError, ModelError
 from metier.engine.interface import Asking, Choice, Prompts, Said, Schema, best
 from metier.engine.likelihood import Fork, fork_logprobs
+from metier.engine.local import Share
 from metier.engine.local import answers as speak
 from metier.models.load import Loaded
 from metier.text.chat import encode_choices, encode_prompt, encode_reading, prompt_choices
@@ -21,7 +22,8 @@ class LocalEngine:
     """Answers with a loaded model.
 
     name: what it is called in errors. called: what a prompt is called in errors, by its index. continuing: answers
-    go on with the text of a prompt's last message as it is, instead of answering it through the chat template.
+    go on with the text of a prompt's last message as it is, instead of answering it through the chat template. share:
+    which of the parts that are computed together are computed here.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class LocalEngine:
         name: str = "the model",
         called: Callable[[int], str] = lambda index: f"prompt {index}",
         continuing: bool = False,
+        share: Share = (0, 1),
     ) -> None:
         self._loaded = loaded
         self._asking = asking
         self._name = name
         self._called = called
         self._continuing = continuing
+        self._share = share
 
     def encoded(self, prompts: Prompts) -> list[list[int]]:
         """The prompts as the model reads them. Raises DataError for the first that leaves no room for an answer."""
@@ -76,6 +80,7 @@ class LocalEngine:
             seed=asking.seed,
             batch_size=asking.batch_size,
             done=done,
+            share=self._share,
             should_stop=should_stop,
         ):
             yield [
@@ -104,7 +109,8 @@ class LocalEngine:
     ) -> Iterator[list[tuple[int, tuple[float, ...]]]]:
         """As `interface.Engine.likelihoods`, of whole strings, which are read as answers to the prompt."""
         forks = self._forks(prompts, continuations)
-        for start in range(0, len(forks), AT_ONCE):
+        first, every = self._share
+        for start in range(first * AT_ONCE, len(forks), every * AT_ONCE):
             places = range(start, min(start + AT_ONCE, len(forks)))
             if all(index in done for index in places):
                 continue

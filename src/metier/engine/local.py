@@ -53,6 +53,9 @@ SHARED = 8
 Progress = Callable[[int, int], None]
 """Told how many are done, of how many."""
 
+Share = tuple[int, int]
+"""Every so many-th of several parts, from this one on: (0, 1) are all, (1, 2) is each second one."""
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -124,12 +127,14 @@ def answers(
     seed: int = 0,
     batch_size: int = 32,
     done: Collection[int] = (),
+    share: Share = (0, 1),
     should_stop: Callable[[], bool] | None = None,
 ) -> Iterator[list[tuple[int, Generation]]]:
     """As `generate`, but gives answers, each with its prompt's index, as soon as they are finished.
 
-    done: prompts that are answered already. Which prompts are in one batch follows from all prompts, so those left get
-    the bits that they would have got: a batch that is not all done is computed again as a whole, and given again.
+    done: prompts that are answered already. share: which of the batches are computed; the others are elsewhere. Which
+    prompts are in one batch follows from all prompts, so those left get the bits that they would have got: a batch that
+    is not all done is computed again as a whole, and given again.
     """
     speaker = _Speaker(loaded, Sampling(temperature, top_p), should_stop or _never)
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
@@ -141,7 +146,7 @@ def answers(
     opening = speaker.opening([row.prompt for row in rows])
     places = {id(row): index for index, row in enumerate(rows)}
     with _evaluating(loaded.model):
-        for batch in batches:
+        for batch in batches[share[0] :: share[1]]:
             if all(index in done for index in batch):
                 continue
             steps = speaker.steps([rows[index] for index in batch], batch_size, opening)

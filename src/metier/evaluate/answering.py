@@ -12,7 +12,7 @@ Costs the model's size in memory, plus the cache of one batch.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 
 from metier.core.appended import append, appended, damaged
+from metier.core.beside import beside
 from metier.core.measure import PeakMemory
 from metier.core.stage import Context
+from metier.core.workers import SPREAD
 from metier.engine.endpoint import Endpoint
 from metier.engine.here import LocalEngine
 from metier.engine.interface import Asking, Engine, Said
 from metier.engine.remote import RemoteEngine
+from metier.engine.spread import SpreadEngine, Told
 from metier.evaluate.held import Held
 from metier.evaluate.trivial import Baseline
 from metier.models.held import load_held
@@ -64,7 +67,12 @@ def answer_all(
     for one in contenders:
         if isinstance(one, Endpoint):
             RemoteEngine(one, asking).check()
-    finished = [_contender(ctx, one, questions, asking, continuing=continuing) for one in contenders]
+
+    def answers_of(one: str | Held | Endpoint) -> Callable[[Callable[[], bool]], _Made]:
+        return lambda stop: _contender(replace(ctx, stop=stop), one, questions, asking, continuing=continuing)
+
+    works = [answers_of(one) for one in contenders]
+    finished = [work(ctx.stop) for work in works] if SPREAD.get() is None else beside(works, ctx.stop)
     finished += [_trivial(ctx, one, questions) for one in baselines]
     write_json(ctx.out / "contenders.json", [made.contender for made in finished])
     write_json(ctx.measured / "contenders.json", {m.contender["name"]: m.measured for m in finished})
@@ -116,26 +124,21 @@ def _ask(
     """Let the contender answer what is left, and keep each answer."""
     engine: Engine
     prompts = [question.messages for question in kept.questions]
+
+    def peak_bytes() -> int:
+        return engine.peak_bytes if isinstance(engine, SpreadEngine) else memory.peak_bytes
+
     if isinstance(one, Endpoint):
         engine = RemoteEngine(one, asking, cache=ctx.cache)
-        known: Row = {"name": name, "model": one.model, "kind": "endpoint", "endpoint": one.endpoint}
+        _keep_about(about, {"name": name, "model": one.model, "kind": "endpoint", "endpoint": one.endpoint})
     else:
-        model, bits = (one, None) if isinstance(one, str) else (one.model, one.bits)
-        loaded = place(load_held(ctx.source(model).path, bits), ctx.events.warning)
-        engine = LocalEngine(
-            loaded, asking, name=name, called=lambda i: f"question {kept.questions[i].id}", continuing=continuing
-        )
-        _warn_of_room(ctx, name, engine.encoded(prompts), loaded.context, asking.max_new_tokens)
-        known = {"name": name, "model": model, "kind": "model", "parameters": count_parameters(loaded.model).total}
-        known |= {} if bits is None else {"bits": bits}
-    write_json(aside := about.with_suffix(".aside"), known)
-    aside.replace(about)
+        engine = _engine_of(ctx, one, name, kept, about, asking, continuing=continuing)
     total = len(kept.questions)
     waiting: list[tuple[int, Said]] = []
     last = monotonic()
 
     def keep() -> None:
-        kept.add(waiting, memory.peak_bytes)
+        kept.add(waiting, peak_bytes())
         waiting.clear()
         ctx.events.progress(name, len(kept.rows), total, unit="answers")
         ctx.events.emit(
@@ -156,6 +159,40 @@ def _ask(
     finally:
         if waiting:
             keep()
+
+
+def _engine_of(
+    ctx: Context, one: str | Held, name: str, kept: "Kept", about: Path, asking: Asking, *, continuing: bool
+) -> Engine:
+    """The engine of a model that is here or, where the step runs on one, on a cluster. What is known of the model is
+    kept as soon as it is."""
+    model, bits = (one, None) if isinstance(one, str) else (one.model, one.bits)
+    folder, spread = ctx.source(model).path, SPREAD.get()
+    prompts = [question.messages for question in kept.questions]
+    called = [f"question {question.id}" for question in kept.questions]
+
+    def know(parameters: int, context: int, lengths: Sequence[int]) -> None:
+        _warn_of_room(ctx, name, lengths, context, asking.max_new_tokens)
+        known = {"name": name, "model": model, "kind": "model", "parameters": parameters}
+        _keep_about(about, known | ({} if bits is None else {"bits": bits}))
+
+    if spread is None:
+        loaded = place(load_held(folder, bits), ctx.events.warning)
+        engine = LocalEngine(loaded, asking, name=name, called=called.__getitem__, continuing=continuing)
+        know(count_parameters(loaded.model).total, loaded.context, [len(ids) for ids in engine.encoded(prompts)])
+        return engine
+
+    def hear(said: Told) -> None:
+        for warning in said.warnings:
+            ctx.events.warning(warning)
+        know(said.parameters, said.context, said.lengths)
+
+    return SpreadEngine(spread, folder, asking, bits=bits, name=name, called=called, continuing=continuing, told=hear)
+
+
+def _keep_about(about: Path, known: Row) -> None:
+    write_json(aside := about.with_suffix(".aside"), known)
+    aside.replace(about)
 
 
 class Kept:
@@ -249,12 +286,12 @@ def _trivial(ctx: Context, one: Baseline, questions: Sequence[Question]) -> _Mad
     return _Made({"name": one.name, "model": one.name, "kind": "trivial"}, {"seconds": one.seconds})
 
 
-def _warn_of_room(ctx: Context, name: str, prompts: Sequence[Sequence[int]], context: int, max_new_tokens: int) -> None:
-    """Say so where the context leaves answers less than they may have."""
-    short = sum(len(prompt) + max_new_tokens > context for prompt in prompts)
+def _warn_of_room(ctx: Context, name: str, lengths: Sequence[int], context: int, max_new_tokens: int) -> None:
+    """Say so where the context leaves answers less than they may have. lengths: tokens of the prompts."""
+    short = sum(length + max_new_tokens > context for length in lengths)
     if short:
         ctx.events.warning(
-            f"{name}: {short} of {len(prompts)} questions leave less than {max_new_tokens} tokens to answer in "
+            f"{name}: {short} of {len(lengths)} questions leave less than {max_new_tokens} tokens to answer in "
             f"(context {context})"
         )
 

@@ -66,6 +66,7 @@ class Answer(Stage):
     """
 
     kind: Literal["answer"] = "answer"
+    spreads: ClassVar[bool] = True
     produces: ClassVar[str] = "answers"
     version: ClassVar[int] = 3
 

@@ -11,21 +11,24 @@ every answer fits every judge that runs here. Costs the largest judge's size in 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from metier.core.beside import beside
 from metier.core.errors import DataError, EndpointError
 from metier.core.lines import Lines
 from metier.core.measure import PeakMemory, Stopwatch
 from metier.core.stage import Context
+from metier.core.workers import SPREAD
 from metier.engine.endpoint import Endpoint
 from metier.engine.here import LocalEngine
-from metier.engine.interface import Asking, Engine
+from metier.engine.interface import Asking
 from metier.engine.remote import RemoteEngine
+from metier.engine.spread import SpreadEngine
 from metier.judge.asking import Sheet, ask_all, settle
 from metier.judge.cases import Material, cases_of, contenders_of, text_digest
 from metier.judge.evidence import Thresholds, decide, look, merit
@@ -74,7 +77,13 @@ def judge_all(stage: "Judge", ctx: Context, rubric: Rubric) -> dict[str, float]:
             RemoteEngine(one, Asking(stage.max_new_tokens)).check()
     _tell_cost(stage, ctx, material, decided)
     known = contenders_of(folder)
-    made = {name: _judge(stage, ctx, one, material, decided, skipped[name]) for one, name in _named(stage)}
+
+    def verdicts_of(one: AnyJudge, name: str) -> Callable[[Callable[[], bool]], _Made]:
+        return lambda stop: _judge(stage, replace(ctx, stop=stop), one, material, decided, skipped[name])
+
+    works = [verdicts_of(one, name) for one, name in _named(stage)]
+    judged = [work(ctx.stop) for work in works] if SPREAD.get() is None else beside(works, ctx.stop)
+    made = dict(zip(stage.names, judged, strict=True))
     for name, found in made.items():
         found.about["flags"] = flags(stage.judges[stage.names.index(name)], ctx.source(stage.answers), known, ctx)
         path = verdicts_path(ctx.out, name)
@@ -162,7 +171,6 @@ def _ask(
     stage: "Judge", ctx: Context, one: JudgeEndpoint | LocalJudge, name: str, sheet: Sheet, kept: Lines
 ) -> tuple[Row, Row]:
     """Ask what is not kept yet. Returns what is told of the judge, and what asking cost."""
-    engine: Engine
     if isinstance(one, JudgeEndpoint):
         left = _with_budget_left(one, kept)
         remote = RemoteEngine(left, Asking(stage.max_new_tokens), cache=ctx.cache)
@@ -177,10 +185,13 @@ def _ask(
         ctx.events.note(f"{name}: all verdicts kept from the run before")
         return about, {}
     requests = sheet.requests()
-    loaded = place(load(ctx.source(one.model).path, dtype=getattr(torch, one.dtype)), ctx.events.warning)
     called = [f"question {sheet.cases[r.case].id}, answer of {sheet.cases[r.case].contender}" for r in requests]
-    engine = LocalEngine(loaded, Asking(1), name=name, called=called.__getitem__)
-    ask_all(ctx, name, engine, sheet, kept)
+    folder, dtype, spread = ctx.source(one.model).path, getattr(torch, one.dtype), SPREAD.get()
+    if spread is not None:
+        ask_all(ctx, name, SpreadEngine(spread, folder, Asking(1), dtype=dtype, name=name, called=called), sheet, kept)
+        return about, {}
+    loaded = place(load(folder, dtype=dtype), ctx.events.warning)
+    ask_all(ctx, name, LocalEngine(loaded, Asking(1), name=name, called=called.__getitem__), sheet, kept)
     return about, {}
 
 

@@ -86,6 +86,7 @@ class Judge(Stage):
     """
 
     kind: Literal["judge"] = "judge"
+    spreads: ClassVar[bool] = True
     produces: ClassVar[str] = "verdicts"
     version: ClassVar[int] = 1
 

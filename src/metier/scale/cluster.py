@@ -30,11 +30,13 @@ from typing import Any, Self
 from metier.core.errors import InputError, MissingExtra, StoreError, TrainingError
 from metier.core.stage import Context, Resources, Stage
 from metier.core.store import Store
+from metier.core.team import Ran
 from metier.scale.link import SAME, compare
 
 LOCAL, AUTO = "local", "auto"
 ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9a-fA-F:]+\]|[^:/\s]+):(?P<port>\d{1,5})")
 CONNECT_SECONDS = 5.0
+TRIES = 3
 LOOK_SECONDS = 120.0
 """How long a machine may take to start a process that says what it has."""
 OBJECTS = 200 * 2**20
@@ -112,7 +114,9 @@ class Cluster:
     def workers_of(self, stage: Stage, count: int) -> dict[str, float]:
         """What each of so many workers of a step takes, in Ray's names. Raises InputError where they find no room."""
         wanted = stage.resources or Resources()
-        each = {"CPU": float(wanted.cpus or self._share(count)), "GPU": float(self._gpus(wanted, stage))}
+        gpus = float(stage.several and any(node.has.get("GPU") for node in self.nodes))
+        each = {"GPU": gpus if wanted.gpus is None else wanted.gpus}
+        each["CPU"] = float(wanted.cpus or (self._share(count, each["GPU"]) if stage.several else 1))
         if wanted.bytes is not None:
             each["memory"] = float(wanted.bytes)
         room = places(self.nodes, each)
@@ -125,46 +129,60 @@ class Cluster:
             )
         return {name: value for name, value in each.items() if value}
 
-    def _share(self, count: int) -> int:
-        """CPUs of a worker that asks for none: all of a machine's, shared by the workers that it gets."""
-        machines = len(self.nodes)
-        here = -(-count // machines)
-        return max(1, int(min(node.has.get("CPU", 1.0) for node in self.nodes)) // here)
+    def _share(self, count: int, gpus: float) -> int:
+        """CPUs of a training worker that asks for none: those of a machine, shared by the workers that it gets."""
+        may = [node.has for node in self.nodes if node.has.get("GPU", 0.0) >= gpus and node.has.get("CPU")]
+        least = min((int(has["CPU"]) for has in may), default=1)
+        return max(1, least // -(-count // max(1, len(may))))
 
-    def _gpus(self, wanted: Resources, stage: Stage) -> float:
-        if wanted.gpus is not None:
-            return wanted.gpus
-        return 1.0 if stage.several and any(node.has.get("GPU") for node in self.nodes) else 0.0
-
-    def run(self, stage: Stage, ctx: Context) -> Mapping[str, float]:
+    def run(self, stage: Stage, ctx: Context) -> Ran:
         """As `metier.core.team.Helpers` says."""
-        from metier.scale.trained import train
+        from metier.scale.spread import RaySpread
+        from metier.scale.trained import alone, train
 
-        if not stage.several:
-            return stage.run(ctx)
-        count = self.processes(stage)
-        return train(self, stage, ctx, count, self.workers_of(stage, count))
+        if stage.several:
+            count = self.processes(stage)
+            return train(self, stage, ctx, count, self.workers_of(stage, count))
+        each = self.workers_of(stage, 1)
+        if not stage.spreads:
+            return alone(self, stage, ctx, each, None)
+        asked = stage.resources.workers if stage.resources else None
+        spread = RaySpread(asked or max(1, places(self.nodes, each)), asked is not None, each)
+        return alone(self, stage, ctx, {"CPU": 0.0}, spread)  # it mostly waits for those that help it
 
     # ---- reaching it ---------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        """Ray gives its own processes half a minute to start, which a busy machine may not manage at once."""
         import ray
         import torch
 
-        self._folder = tempfile.mkdtemp(prefix="metier-ray-")  # short: sockets lie below it
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        ray.init(
-            address=LOCAL,
-            num_cpus=cores,
-            num_gpus=torch.cuda.device_count(),
-            object_store_memory=OBJECTS,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=self._folder,
-        )
+        for left in reversed(range(TRIES)):
+            self._folder = tempfile.mkdtemp(prefix="metier-ray-")  # short: sockets lie below it
+            try:
+                ray.init(
+                    address=LOCAL,
+                    num_cpus=cores,
+                    num_gpus=torch.cuda.device_count(),
+                    object_store_memory=OBJECTS,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=self._folder,
+                )
+            except Exception as error:  # Ray's own is of no other class
+                ray.shutdown()
+                shutil.rmtree(self._folder, ignore_errors=True)
+                if "timed out" not in str(error):
+                    raise
+                if not left:
+                    cure = "look what else this machine is busy with, and run the same command again"
+                    raise TrainingError("Ray did not start in time", value=str(error)[:200], cure=cure) from error
+            else:
+                return
 
     def _connect(self) -> None:
         import ray

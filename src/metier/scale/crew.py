@@ -14,7 +14,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Self
 
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from metier.core.errors import InputError, MetierError, StoreError, TrainingError
 from metier.core.stage import Context, Source, Stage
 from metier.core.store import Store
-from metier.core.team import Team
+from metier.core.team import Ran, Team
 from metier.scale.link import Link, backend, compare, hello, join, raised, threads
 
 LAST_WORDS = 10.0
@@ -76,12 +76,12 @@ class Crew:
     def check(self, stage: Stage) -> None:
         """Nothing is asked of a machine here."""
 
-    def run(self, stage: Stage, ctx: Context) -> Mapping[str, float]:
+    def run(self, stage: Stage, ctx: Context) -> Ran:
         """As `metier.core.team.Helpers` says."""
         if not stage.several:
-            return stage.run(ctx)
+            return Ran(stage.run(ctx))
         with self.together(stage, ctx) as inside:
-            return stage.run(inside)
+            return Ran(stage.run(inside))
 
     @contextlib.contextmanager
     def together(self, stage: Stage, ctx: Context) -> Iterator[Context]:

@@ -1,4 +1,6 @@
-"""A training step as a Ray Train job: its workers are a team, of which the first writes where the step writes.
+"""A step on a Ray cluster: a task of its own, or, where it trains, a Ray Train job whose workers are a team.
+
+The first worker of a team writes where the step writes.
 
 Ray places and starts the workers, forms their group and notices when one is lost. It then starts all of them again, and
 the stage goes on from its own last checkpoint, as it does after any stop: on the same number of workers with the same
@@ -23,11 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 from metier.core.errors import Interrupted, TrainingError
 from metier.core.events import Event, Events
+from metier.core.measure import PeakMemory
 from metier.core.stage import STOP, Context, Stage
-from metier.core.team import Team
+from metier.core.team import Ran, Team
+from metier.core.workers import SPREAD
 from metier.scale.board import Board
 from metier.scale.crew import GO_ON, of_group, told
 from metier.scale.link import PATIENCE, backend, failure, raised, threads
+from metier.scale.spread import RaySpread, options, ours
 
 if TYPE_CHECKING:
     from metier.scale.cluster import Cluster
@@ -40,42 +45,99 @@ RAY_FOLDER = "ray"
 LAST_WORDS = 5.0
 
 
-def train(cluster: "Cluster", stage: Stage, ctx: Context, count: int, each: Mapping[str, float]) -> Mapping[str, float]:
-    """Run a step with so many workers, each with these resources. Returns its metrics.
+def train(cluster: "Cluster", stage: Stage, ctx: Context, count: int, each: Mapping[str, float]) -> Ran:
+    """Run a step with so many workers, each with these resources, as a Ray Train job.
 
     Raises what the stage raises, Interrupted where that was asked for, and TrainingError where workers are lost more
     often than they may be.
     """
     import ray
+
+    if stage.preparation(ctx) is not None:
+        alone(cluster, stage, ctx, {"CPU": 0.0}, _every_cpu(cluster), prepare=True)
+    folder = ctx.scratch.absolute() / RAY_FOLDER
+    asked = {"workers": count, "each": dict(each), "restarts": _restarts(stage), "storage": str(folder)}
+
+    def start(job: dict[str, Any]) -> Any:
+        return ray.remote(conduct).options(num_cpus=0, max_retries=0).remote(job, asked)
+
+    try:
+        return _followed(start, stage, ctx, _Watch(cluster, ctx, count, each), None)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def alone(
+    cluster: "Cluster",
+    stage: Stage,
+    ctx: Context,
+    each: Mapping[str, float],
+    spread: RaySpread | None,
+    *,
+    prepare: bool = False,
+) -> Ran:
+    """Run a step in one process of the cluster that takes this much; spread: who helps it. prepare: only what may be
+    done before it. Raises as `train`."""
+    import ray
+
+    asked = options(each) | {"max_retries": _restarts(stage)}
+
+    def start(job: dict[str, Any]) -> Any:
+        return ray.remote(carry_out).options(**asked).remote({**job, "prepare": prepare})
+
+    return _followed(start, stage, ctx, _Watch(cluster, ctx, 1, each), spread)
+
+
+def _every_cpu(cluster: "Cluster") -> RaySpread:
+    """All CPUs of the cluster, one a worker."""
+    return RaySpread(max(1, int(sum(node.has.get("CPU", 0.0) for node in cluster.nodes))), False)
+
+
+def _restarts(stage: Stage) -> int:
+    return RESTARTS if stage.resources is None or stage.resources.restarts is None else stage.resources.restarts
+
+
+def _followed(
+    start: Callable[[dict[str, Any]], Any], stage: Stage, ctx: Context, watch: "_Watch", spread: RaySpread | None
+) -> Ran:
+    """Start a job, pass on what it says, and give what it made."""
+    import ray
     from ray.exceptions import RayError
 
-    restarts = RESTARTS if stage.resources is None or stage.resources.restarts is None else stage.resources.restarts
+    from metier.scale.cluster import lost
+
     board = ray.remote(Board).options(num_cpus=0, max_restarts=0).remote()
-    folder = ctx.scratch.absolute() / RAY_FOLDER
-    ours = {name: value for name, value in os.environ.items() if name.startswith("METIER_")}
-    job = {"told": told(stage, ctx), "folder": str(ctx.out.parent.absolute()), "board": board, "env": ours}
-    asked = {"workers": count, "each": dict(each), "restarts": restarts, "storage": str(folder)}
-    running = ray.remote(conduct).options(num_cpus=0, max_retries=0).remote(job, asked)
-    watch = _Watch(cluster, ctx, count, each)
+    place = str(ctx.out.parent.absolute())
+    job = {"told": told(stage, ctx), "folder": place, "board": board, "env": ours(), "spread": spread}
+    running = start({**job, "prepare": False})
     try:
         while True:
             finished, _ = ray.wait([running], timeout=LOOK_SECONDS)
             found = ray.get(board.look.remote(ctx.stop()))
             watch.hear(found)
             if finished:
-                return _result(found, ray.get(running), ctx, watch)
+                return _result(found, _ending(running), ctx, watch)
     except RayError as error:
-        from metier.scale.cluster import lost
-
         raise lost(error) from error
     finally:
         with contextlib.suppress(RayError):
             ray.cancel(running, force=True)
             ray.kill(board)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _result(found: Mapping[str, Any], error: str | None, ctx: Context, watch: "_Watch") -> Mapping[str, float]:
+def _ending(running: Any) -> str | None:
+    """Why a job ended, where that is no result."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        why = ray.get(running)
+    except RayError as error:
+        return " ".join(str(error).split())[:400]
+    return None if why is None else str(why)
+
+
+def _result(found: Mapping[str, Any], error: str | None, ctx: Context, watch: "_Watch") -> Ran:
     if found["failed"] is not None:
         rank, said = found["failed"]
         if said["kind"] == "Interrupted":
@@ -85,10 +147,9 @@ def _result(found: Mapping[str, Any], error: str | None, ctx: Context, watch: "_
     if found["done"] is None:
         what = f"workers were lost {watch.times} times, more often than resources.restarts allows"
         raise TrainingError(
-            what if watch.times > 1 else "the workers could not be started", value=error, where="resources", cure=GO_ON
+            what if watch.times else "the workers could not be started", value=error, where="resources", cure=GO_ON
         )
-    metrics: Mapping[str, float] = found["done"]["metrics"]
-    return metrics
+    return Ran(found["done"]["metrics"], found["done"]["peak_bytes"])
 
 
 @dataclass
@@ -117,7 +178,8 @@ class _Watch:
             self.times += 1
             if self.times > 1:
                 self.ctx.events.warning(
-                    f"a worker was lost: all {self.count} begin again from the last checkpoint (time {self.times - 1})"
+                    f"a worker was lost: {'all begin' if self.count > 1 else 'the step begins'} again from what was "
+                    f"kept last (time {self.times - 1})"
                 )
         self._running[who["rank"]] = who
         if len(self._running) == self.count:
@@ -180,35 +242,43 @@ def conduct(job: dict[str, Any], asked: Mapping[str, Any]) -> str | None:
 
 
 def work(job: dict[str, Any]) -> None:
-    """One worker: the stage, with its place among the others."""
-    import ray
+    """One worker of a Ray Train job: the stage, with its place among the others."""
     import ray.train
     import torch
 
-    from metier.scale.follow import check_sources, context
-
     place = ray.train.get_context()
     team = Team(place.get_world_rank(), place.get_world_size(), place.get_local_world_size())
+    if torch.cuda.is_available():
+        backend(1)
+    torch.set_num_threads(threads(team.local_size))
+    carry_out(job, team)
+
+
+def carry_out(job: dict[str, Any], team: Team = Team(0, 1, 1)) -> None:  # noqa: B008 - frozen
+    """A step, or what prepares it, in this process. What comes of it is told to the board; raises only what may be
+    another process's death."""
+    import ray
+
+    from metier.scale.follow import check_sources, context
+
     board = job["board"]
     os.environ.update(job["env"])
-    who = {"rank": team.rank, "host": socket.gethostname(), "process": os.getpid()}
-    ray.get(board.start.remote(who))
+    ray.get(board.start.remote({"rank": team.rank, "host": socket.gethostname(), "process": os.getpid()}))
     try:
-        if torch.cuda.is_available():
-            backend(1)
-        torch.set_num_threads(threads(team.local_size))
         with _place(job, team.rank) as folder, _line(board, job["told"]["step"], team.rank) as (events, stop):
-            token = STOP.set(stop)
+            tokens = STOP.set(stop), SPREAD.set(job["spread"])
             try:
                 stage, ctx = context(job["told"], folder, team if team.size > 1 else None, stop, events)
                 check_sources(ctx)
-                metrics = stage.run(ctx)
+                with PeakMemory() as memory:
+                    metrics = _prepared(stage, ctx) if job["prepare"] else stage.run(ctx)
             finally:
-                STOP.reset(token)
+                STOP.reset(tokens[0])
+                SPREAD.reset(tokens[1])
         if team.rank == 0:
-            ray.get(board.finish.remote({"metrics": dict(metrics)}))
-    except BaseException as error:
-        if _may_be_a_death(error):
+            ray.get(board.finish.remote({"metrics": dict(metrics), "peak_bytes": memory.peak_bytes}))
+    except BaseException as error:  # raised again where the recipe runs
+        if team.size > 1 and _may_be_a_death(error):
             until = time.monotonic() + LAST_WORDS
             while ray.get(board.failed.remote()) is None:  # else another has said why
                 if time.monotonic() > until:
@@ -216,6 +286,13 @@ def work(job: dict[str, Any]) -> None:
                 time.sleep(0.1)
             return
         ray.get(board.fail.remote(team.rank, failure(error)))
+
+
+def _prepared(stage: Stage, ctx: Context) -> Mapping[str, float]:
+    work = stage.preparation(ctx)
+    if work is not None:
+        work()
+    return {}
 
 
 def _may_be_a_death(error: BaseException) -> bool:

@@ -19,11 +19,10 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -299,15 +298,14 @@ def _make(
 
     wanted = sum(end - start for (start, end), _ in todo)
     if workers is None:
-        workers = 0 if wanted < WORKERS_FROM else min(len(os.sched_getaffinity(0)), len(todo))
+        workers = min(processes.count(wanted, WORKERS_FROM), len(todo))
     if workers == 0:
         for span, place in todo:
             check_stop()
             write_shard(path, span, encoder, place, check_stop)
             tell(span[1] - span[0])
         return
-    context = get_context("spawn")  # a fork would take over locks that other threads hold
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(encoder.light(),))
+    pool = processes.pool(workers, _begin, (encoder.light(),))
     try:
         waiting: dict[Future[None], int] = {
             pool.submit(_work, path, span, place): span[1] - span[0] for span, place in todo

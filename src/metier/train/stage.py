@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from metier.train.material import Material
 
 LONGEST_BY_DEFAULT = 1024
+PREPARED_FROM = 6 << 20
+"""Bytes of data from which on it pays to encode it before several processes begin."""
 SAME_VOCABULARY = "use a model with the same tokenizer, such as the one that was pruned"
 
 
@@ -190,6 +192,20 @@ class Training(Stage):
                 check_teacher(folder, teacher)
         self.check_dev(sources)
         check_memory(self, sources)
+
+    def preparation(self, ctx: Context) -> Callable[[], None] | None:
+        """Encoding what is read, where that is much."""
+        read = (path for source in ctx.sources.values() for folder in source.paths for path in folder.glob("*.jsonl"))
+        return self._encode(ctx) if sum(path.stat().st_size for path in read) >= PREPARED_FROM else None
+
+    def _encode(self, ctx: Context) -> Callable[[], None]:
+        def encode() -> None:
+            from metier.models.load import read_tokenizer
+
+            folder = ctx.source(self.model).path
+            self.material(read_tokenizer(folder), self.length(context_of(plain_config(folder))), ctx)
+
+        return encode
 
     def check_processes(self, count: int) -> None:
         """Raise RecipeError where the blocks of an optimizer step cannot be dealt out evenly."""
