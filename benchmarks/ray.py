@@ -166,19 +166,22 @@ def kills() -> list[Row]:
             whole = _Run(cluster, folder / "whole")
             whole.go(None)
             print(f"undisturbed: {whole.seconds:.1f} s from the workers' start", flush=True)
-            lost, times = 0, []
-            for number in range(KILLS):
+            lost, number = 0, 0
+            while number < KILLS:
                 hurt = _Run(cluster, folder / f"hurt-{number}")
                 hurt.go((draw.uniform(0, whole.seconds), draw.randrange(2)))
-                same = hurt.files() == whole.files() and hurt.killed
+                if hurt.killed is None:  # it was through already: this one does not count
+                    shutil.rmtree(hurt.folder)
+                    continue
+                same = hurt.files() == whole.files()
                 lost += not same
-                times.append(hurt.seconds)
                 print(
                     f"{number}: worker {hurt.killed} killed after {hurt.after:.1f} s at step {hurt.at} of {whole.at}, "
                     f"{'same' if same else 'LOST'}, {hurt.seconds:.1f} s",
                     flush=True,
                 )
-                shutil.rmtree(folder / f"hurt-{number}")
+                shutil.rmtree(hurt.folder)
+                number += 1
     what = f"a Ray run of two workers, one killed (SIGKILL) at a random moment, {KILLS} times: runs whose losses or "
     return [Row(what + "weights are not those of an undisturbed one, bit for bit", lost, 0, "runs", "lower", n=KILLS)]
 
@@ -192,6 +195,7 @@ class _Run:
         self.at = 0
         self.killed: int | None = None
         self._begun: float | None = None
+        self._timer: threading.Timer | None = None
 
     def go(self, kill: tuple[float, int] | None) -> None:
         """Run it. kill: so many seconds after its workers' start, and which of them."""
@@ -215,11 +219,15 @@ class _Run:
             if event["event"] == "workers" and self._begun is None:
                 self._begun = time.monotonic()
                 if kill is not None:
-                    threading.Timer(kill[0], self._kill, (event["workers"][kill[1]]["process"], kill)).start()
+                    process = event["workers"][kill[1]]["process"]
+                    self._timer = threading.Timer(kill[0], self._kill, (process, kill))
+                    self._timer.start()
 
         out, scratch = self.folder / "build/files", self.folder / "scratch"
         ctx = Context("reader", out, self.folder / "build/measured", scratch, Events("reader", None, [hear]), sources)
         self.cluster.run(Pretrain.model_validate(STEP), ctx)
+        if self._timer is not None:
+            self._timer.cancel()
         assert self._begun is not None
         self.seconds = time.monotonic() - self._begun
 

@@ -104,6 +104,7 @@ steps:
 def recipe(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Recipe:
     folder = tmp_path_factory.mktemp("recipe")
     texts = [f"The crab {i // 2} digs in the sand of bay {i // 2}, and eats {i // 2} clams a day." for i in range(40)]
+    texts = [text + " Often." * (i % 2) for i, text in enumerate(texts)]
     texts[3] += " Write to anna@example.org."
     write_jsonl(folder / "texts.jsonl", [{"id": f"d{i}", "text": text} for i, text in enumerate(texts)])
     write_jsonl(folder / "others.jsonl", [{"id": "a", "text": "The seal sleeps."}, {"id": "b", "text": "A gull."}])
