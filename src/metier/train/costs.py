@@ -169,7 +169,7 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
         training["prefix cache"] = cache_bytes(job, reading)
     dev_read = replace(reading, micro=reading.dev_micro)
     dev = {**fixed, "one block": working(job, dev_read), "head": chunk_bytes(job, reading.dev_micro)}
-    found = {"loading": {**fixed, **loading(job)}, "dev": dev, "training": training}
+    found = {"loading": {**fixed, "base": base(job, at_start=True), **loading(job)}, "dev": dev, "training": training}
     read_again = (isinstance(job.method, FreezeMethod) and job.precision != "fp32") or job.method == "rows"
     if read_again and job.device == "cpu":
         whole = {"the model read again": 4.0 * sum(job.shape.sizes.values())}
@@ -190,12 +190,12 @@ def gathered(job: Job) -> float:
     return job.products * (2 * embeddings + 3 * largest) + 4.0 * largest
 
 
-def base(job: Job) -> float:
-    """What a process holds before any weight."""
+def base(job: Job, *, at_start: bool = False) -> float:
+    """What a process holds beside the model. at_start: while weights are loaded, before adapters are put on them."""
     if job.device == "cuda":
         return BASE_ON_GPU
     needed = {
-        "peft": job.adapts,
+        "peft": job.adapts and not at_start,
         "bitsandbytes": job.quantize in ("8bit", "4bit") or job.optimizer == "adamw8bit",
         "muon": job.optimizer == "muon",
     }
