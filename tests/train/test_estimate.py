@@ -427,4 +427,4 @@ def test_the_frozen_blocks_output_is_kept_where_there_is_room(sources: Mapping[s
 
 def test_names():
     assert name_of(lora()) == "lora"
-    assert costs.work_name(tinyllama(lora(), quantize="int8")) == "bf16+int8"
+    assert costs.work_name("bf16", "int8") == "bf16+int8"

@@ -41,8 +41,8 @@ from metier.trial.reshape import Trial
 NAME = "rehearsal.json"
 TRAINED = "trained"
 MODEL = "model"
-ROOM = 3.0
-"""Times a model's bytes that have to be free on disk: itself, what the step writes, and its checkpoint."""
+SPARED = 0.9
+"""The share of the free disk that a model and what its step writes may fill."""
 HEAD = ("step", "layers", "memory", "predicted", "time", "predicted", "all layers: memory", "time", "trained")
 NOTICE = (
     "A rehearsal: true sizes, random weights, a few optimizer steps. It says what the real run will take, and nothing "
@@ -189,8 +189,9 @@ def _fitting(
         if found is None:
             raise InputError("the memory of this architecture is not known", where=stage.model, cure="give --layers N")
         job, reading = found
-        stored = sum(job.shape.sizes.values()) * job.shape.stored_bytes
-        if sum(costs.memory(job, reading).values()) <= estimate.MARGIN * machine.memory_bytes and ROOM * stored <= free:
+        written = sum(job.shape.sizes.values()) * job.shape.stored_bytes + sum(costs.disk(job, reading).values())
+        needed = sum(costs.memory(job, reading).values())
+        if needed <= estimate.MARGIN * machine.memory_bytes and written <= SPARED * free:
             return layers
     room = f"{machine.memory_bytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB of disk"
     raise InputError(

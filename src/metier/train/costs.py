@@ -53,6 +53,10 @@ OPTIMIZER_TRAFFIC = 28.0
 """Bytes that AdamW moves for each trained parameter and step: 16 read, 12 written."""
 BANDWIDTH = {"cpu": 10e9, "cuda": 1000e9}
 """Bytes a second through memory, as two server cores and a data-centre GPU have."""
+UNPACKED = {"cpu": {"8bit": 1e9, "4bit": 7e9}, "cuda": {"8bit": 150e9, "4bit": 150e9}}
+"""Weights a second that bitsandbytes' bases turn into the type of the products, anew for each product of a micro-step."""
+PACKED = {"cpu": {"8bit": 0.2e9, "4bit": 0.046e9, "int8": 0.65e9}, "cuda": {"8bit": 5e9, "4bit": 5e9, "int8": 5e9}}
+"""Weights a second that are quantised while they are loaded."""
 START_SECONDS = 5.0
 """Importing libraries and encoding; weights are read at about a gigabyte a second."""
 TYPICAL = ((64, 0.02), (256, 0.12), (512, 0.25), (1024, 0.4), (2048, 0.55))
@@ -355,19 +359,34 @@ def seconds(job: Job, reading: Reading, machine: Machine) -> float | None:
     peak = machine.peaks.get(job.precision)
     if peak is None:
         return None
-    share = machine.share_reached(work_name(job), job.shape.width) or typical_share(job.shape.width)
+    share = machine.share_reached(work_name(job.precision, job.quantize), job.shape.width) or typical_share(job.shape.width)
     first = operations(job, reading)
     later = operations(job, reading, cached=job.cache != "off" and job.frozen_blocks > 0)
     total = min(1.0, reading.epochs) * first + max(0.0, reading.epochs - 1) * later
     dev = reading.dev / max(1.0, reading.tokens) * first / 3 * (1 + reading.epochs)
     steps = reading.windows * reading.epochs * sum(job.trained.values()) * OPTIMIZER_TRAFFIC / BANDWIDTH[job.device]
     start = START_SECONDS + job.shape.stored_bytes * sum(job.shape.sizes.values()) / 1e9
-    return start + (total + dev) / (peak * share) + steps
+    return start + (total + dev) / (peak * share) + steps + packing_seconds(job, reading)
 
 
-def work_name(job: Job) -> str:
-    """What a share of the peak was reached by: `bf16`, `bf16+int8`."""
-    return job.precision if job.quantize is None else f"{job.precision}+{job.quantize}"
+def packing_seconds(job: Job, reading: Reading) -> float:
+    """What a quantised base takes beside its products: made once, and bitsandbytes' unpacked for each micro-step, forward
+    and backward.
+    """
+    if job.quantize is None:
+        return 0.0
+    packed = float(sum(prod(sides) for layers in job.shape.blocks for sides in layers.values()))
+    once = packed / PACKED[job.device][job.quantize]
+    if job.quantize == "int8":
+        return once
+    passes = reading.windows * reading.epochs * reading.per_window * (3 if job.checkpointing else 2)
+    passes += reading.dev / max(1.0, reading.dev_micro) * (1 + reading.epochs)
+    return once + passes * packed / UNPACKED[job.device][job.quantize]
+
+
+def work_name(precision: str, quantize: str | None) -> str:
+    """What a share of the peak is reached by: `bf16`, `bf16+int8`. bitsandbytes' bases are multiplied like any other."""
+    return f"{precision}+int8" if quantize == "int8" else precision
 
 
 def typical_share(width: int) -> float:

@@ -15,7 +15,7 @@ from metier.core.machine import Estimate, Machine
 from metier.core.stage import Source
 from metier.models.builtin import CONFIG, base_link, follow, is_adapter, read_json
 from metier.models.extension import read_extension
-from metier.train.costs import BASE, QUANTIZED_BYTES, WHOLE, cache_bytes, disk, memory, seconds
+from metier.train.costs import BASE, QUANTIZED_BYTES, UNPACKED, WHOLE, cache_bytes, disk, memory, seconds, work_name
 from metier.train.methods import LoraMethod, trains_new_rows
 from metier.train.reading import model_folder, reading_of
 from metier.train.sizes import SHORT_TYPES_FROM, Job, Reading, Shape, Type
@@ -76,8 +76,10 @@ def learned(
 
     peak: operations a second of large products in that type. utilisation: the share of it that training reached.
     """
-    work = precision if quantize is None else f"{precision}+{quantize}"
-    return {"peaks": {precision: peak}, "reached": {work: {str(width): round(utilisation, 4)}}}
+    told: dict[str, dict[str, Any]] = {"peaks": {precision: peak}}
+    if quantize not in UNPACKED["cpu"]:  # where unpacking takes a part that depends on the micro-step
+        told["reached"] = {work_name(precision, quantize): {str(width): round(utilisation, 4)}}
+    return told
 
 
 def described(stage: "Training", sources: Mapping[str, Source], machine: Machine) -> tuple[Job, Reading] | None:
