@@ -4,6 +4,7 @@ Data is encoded, and found wanting, before any weight is loaded. Costs what `loo
 type of the products, so 2 bytes each in bf16, or quantised.
 """
 
+import gc
 import json
 import os
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from metier.models.new_rows import new_rows
 from metier.models.quantized import as_linear, mark, quantized
 from metier.models.save import save_adapter, save_model
 from metier.models.shape import Parameters, cast_, count_parameters, input_embeddings, is_tied, output_head
-from metier.models.stream import Convert, convert_, load_converted
+from metier.models.stream import Convert, convert_, give_back, load_converted
 from metier.text.artifacts import write_json, write_jsonl
 from metier.train.batches import Batches, Ids, digest_of, micros, shared_prefix, size_of
 from metier.train.checkpoint import EVERY_SECONDS, Checkpoints
@@ -114,6 +115,8 @@ def _train(stage: Training, ctx: Context) -> Mapping[str, float]:
         _announce_processes(stage, ctx, model, world)
         if world.sharded:
             shard(model, precision)
+            gc.collect()  # the whole weights stand in cycles
+            give_back()
         state = _fit(stage, ctx, model, material, chosen, length, world)
         if world.sharded:
             model = whole(model, load_base(stage, folder, precision, whole=False) if world.first else None)
