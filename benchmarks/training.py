@@ -214,6 +214,7 @@ SHARED22 = Case(
     "sft",
     LORA,
     ((by.METIER, by.METIER_UNSHARED),),
+    steps=2,
 )
 QUANTIZED = Case(
     "quantized",

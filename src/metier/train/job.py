@@ -41,6 +41,7 @@ from metier.train.forward import Forward, check_exact, frozen_blocks
 from metier.train.int8 import Int8Linear
 from metier.train.loop import fit
 from metier.train.material import Material
+from metier.train.memory import returned_memory
 from metier.train.methods import FreezeMethod, LoraMethod, Quantize, apply, name_of
 from metier.train.precision import Precision, best_device, choose, gemm_peak
 from metier.train.prefix_cache import ROW, Kind, PrefixCache, decide, layout_of, room_for
@@ -181,7 +182,8 @@ def load_base(stage: Training, folder: Path, precision: Precision, *, whole: boo
             convert_(model, converter(stage.quantize, precision.dtype))
     elif stage.quantize is not None:
         convert = converter(stage.quantize, precision.dtype)
-        model = load_converted(folder, convert, dtype=held, device=precision.device)
+        with returned_memory():  # each layer stands in several forms for a moment
+            model = load_converted(folder, convert, dtype=held, device=precision.device)
     else:
         model = load(folder, dtype=stored_dtype(folder) if isinstance(stage.method, FreezeMethod) else held).model
     if stage.quantize in ("8bit", "4bit"):
