@@ -284,9 +284,7 @@ def drawn(held: list[str], texts: Path) -> Row:
     found = mean_interval(gaps)
     assert found.low is not None
     assert found.high is not None
-    case = (
-        "half of the weights zero, perplexity, the seedling, a fifth of the texts each: Wanda's over magnitude's"
-    )
+    case = "half of the weights zero, perplexity, the seedling, a fifth of the texts each: Wanda's over magnitude's"
     interval = (round(math.exp(found.low), 4), round(math.exp(found.high), 4))
     return Row(case, round(math.exp(found.estimate), 4), 1.0, "x", "lower", "magnitude", len(gaps), interval)
 

@@ -235,7 +235,9 @@ def _layout(
     parts = memory(job, reading)
     share = cluster.share
     if share is None:
-        share = machine.share_reached(work_name(job.precision, job.quantize), job.shape.width) or typical_share(job.shape.width)
+        share = machine.share_reached(work_name(job.precision, job.quantize), job.shape.width) or typical_share(
+            job.shape.width
+        )
     own = work / reading.tokens * window / count
     twice = (1.5 if job.adapts else 4 / 3) if again else 1.0
     trained = float(sum(job.trained.values()))

@@ -54,7 +54,7 @@ OPTIMIZER_TRAFFIC = 28.0
 BANDWIDTH = {"cpu": 10e9, "cuda": 1000e9}
 """Bytes a second through memory, as two server cores and a data-centre GPU have."""
 UNPACKED = {"cpu": {"8bit": 1e9, "4bit": 7e9}, "cuda": {"8bit": 150e9, "4bit": 150e9}}
-"""Weights a second that bitsandbytes' bases turn into the type of the products, anew for each product of a micro-step."""
+"""Weights a second that bitsandbytes' bases turn into the type of the products, anew for each product."""
 PACKED = {"cpu": {"8bit": 0.2e9, "4bit": 0.046e9, "int8": 0.65e9}, "cuda": {"8bit": 5e9, "4bit": 5e9, "int8": 5e9}}
 """Weights a second that are quantised while they are loaded."""
 START_SECONDS = 5.0
@@ -359,7 +359,9 @@ def seconds(job: Job, reading: Reading, machine: Machine) -> float | None:
     peak = machine.peaks.get(job.precision)
     if peak is None:
         return None
-    share = machine.share_reached(work_name(job.precision, job.quantize), job.shape.width) or typical_share(job.shape.width)
+    share = machine.share_reached(work_name(job.precision, job.quantize), job.shape.width) or typical_share(
+        job.shape.width
+    )
     first = operations(job, reading)
     later = operations(job, reading, cached=job.cache != "off" and job.frozen_blocks > 0)
     total = min(1.0, reading.epochs) * first + max(0.0, reading.epochs - 1) * later
@@ -370,8 +372,8 @@ def seconds(job: Job, reading: Reading, machine: Machine) -> float | None:
 
 
 def packing_seconds(job: Job, reading: Reading) -> float:
-    """What a quantised base takes beside its products: made once, and bitsandbytes' unpacked for each micro-step, forward
-    and backward.
+    """What a quantised base takes beside its products: it is made once, and bitsandbytes' is unpacked for each
+    micro-step, forward and backward.
     """
     if job.quantize is None:
         return 0.0
@@ -385,7 +387,7 @@ def packing_seconds(job: Job, reading: Reading) -> float:
 
 
 def work_name(precision: str, quantize: str | None) -> str:
-    """What a share of the peak is reached by: `bf16`, `bf16+int8`. bitsandbytes' bases are multiplied like any other."""
+    """What a share of the peak is reached by: `bf16`, `bf16+int8`. bitsandbytes' bases multiply like any other."""
     return f"{precision}+int8" if quantize == "int8" else precision
 
 
