@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metier.core.errors import InputError, ModelError, nearest
-from metier.core.store import Artifact, Store
+from metier.core.store import Artifact, Store, store_folder
 
 if TYPE_CHECKING:
     from metier.cli.chat import Conversation, Settings
@@ -72,16 +72,16 @@ def run(
         raise InputError("overrides are a list", where="metier.run", value=overrides, cure=f"write [{overrides!r}]")
     loaded = load_recipe(Path(recipe), overrides, trial=Trial(variant, smoke))
     display = make_display("quiet" if quiet else "auto")
-    result, path = carry_out(loaded, Path(store), Path(out), display, max_minutes=max_minutes)
+    result, path = carry_out(loaded, store_folder(os.fspath(store)), Path(out), display, max_minutes=max_minutes)
     assert path is not None  # none only where a part was run
-    return Run(result, Store(Path(store)), path)
+    return Run(result, Store(store_folder(os.fspath(store))), path)
 
 
 def model(name: Place, *, store: Place = ".metier") -> "Model":
     """Load a model to talk with: `recipe/step` of the store, a folder, or a built-in name. Raises ModelError."""
     from metier.cli.chat import find_model
 
-    return Model(os.fspath(name), find_model(os.fspath(name), Store(Path(store))))
+    return Model(os.fspath(name), find_model(os.fspath(name), Store(store_folder(os.fspath(store)))))
 
 
 @dataclass(frozen=True)

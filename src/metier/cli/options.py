@@ -5,13 +5,22 @@ from typing import Annotated
 
 import typer
 
+from metier.core.store import store_folder
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="STEP.FIELD=VALUE", help="Override a value (YAML); may be given several times."),
 ]
 StoreFolder = Annotated[
-    Path, typer.Option("--store", metavar="DIR", envvar="METIER_STORE", help="Where finished steps are kept.")
+    Path,
+    typer.Option(
+        "--store",
+        metavar="DIR|URL",
+        envvar="METIER_STORE",
+        parser=store_folder,
+        help="Where finished steps are kept: a folder, or s3://bucket/prefix.",
+    ),
 ]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the report and models are published.")]
 KeepGoing = Annotated[

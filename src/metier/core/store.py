@@ -5,6 +5,7 @@
     <store>/scratch/<kind>-<digest12>/   build/ (written aside) and state/ (resumable), deleted on success
     <store>/cache/                       what may be deleted at any time: token ids by content
     <store>/running/                     a lock file for each run under way, which clearing up respects
+    <store>/elsewhere.json               only in the mirror of a store behind a URL: see `metier.core.elsewhere`
 
 An object is written aside, flushed to disk and renamed into place last, so it is whole or absent. Two processes that
 want the same object take turns behind a lock file; the second finds it made. `files/` is deterministic and hashed
@@ -20,7 +21,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from metier.core import remote
 from metier.core.disk import flush, flush_folder, locked, write_whole
+from metier.core.elsewhere import Elsewhere, mirror_of
 from metier.core.errors import MetierError, StoreError
 from metier.core.fingerprint import Json, digest, file_digest, tree
 
@@ -125,11 +128,22 @@ class Workspace:
         return self.build / "events.jsonl"
 
 
+def store_folder(place: str | Path) -> Path:
+    """Where a store lies on this machine: the folder, or the mirror of the one at a URL. Raises InputError where that
+    cannot be reached."""
+    return mirror_of(place) if isinstance(place, str) and remote.is_url(place) else Path(place)
+
+
 class Store:
     """A store below `root`. Making the object writes nothing; the folder appears with the first artifact."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+
+    @cached_property
+    def elsewhere(self) -> Elsewhere | None:
+        """What the store is the mirror of, or None."""
+        return Elsewhere.of(self.root)
 
     @property
     def objects(self) -> Path:
@@ -147,7 +161,7 @@ class Store:
         Raises StoreError where its record is unreadable or another's.
         """
         folder = self.objects / str(key)
-        if not (folder / RECORD).exists():
+        if not self._brought(str(key)):
             return None
         artifact = Artifact(folder)
         if artifact.record.get("digest") != key.digest:
@@ -158,10 +172,20 @@ class Store:
             )
         return None if artifact.loss() else artifact
 
+    def _brought(self, key: str) -> bool:
+        """Whether an object is there; of a store elsewhere it is brought, or put there where only the mirror has it."""
+        folder = self.objects / key
+        there = (folder / RECORD).exists()
+        if self.elsewhere is None:
+            return there
+        if not there or Artifact(folder).loss():
+            return self.elsewhere.pull(key)
+        self.elsewhere.push(key)  # what could not be reached when it was finished
+        return True
+
     def get(self, key: str) -> Artifact | None:
         """The finished artifact of that name, or None."""
-        folder = self.objects / key
-        return Artifact(folder) if (folder / RECORD).exists() else None
+        return Artifact(self.objects / key) if self._brought(key) else None
 
     def ref(self, recipe: str, step: str) -> Artifact | None:
         """What `step` of `recipe` last produced, or None where it never did or the object is gone."""
@@ -170,12 +194,17 @@ class Store:
 
     def ref_key(self, recipe: str, step: str) -> str | None:
         """The name of what `step` of `recipe` last produced, whether or not it is still there."""
+        if self.elsewhere is not None:
+            return self.elsewhere.ref(recipe, step)
         path = self.root / "refs" / recipe / step
         return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
     def set_ref(self, recipe: str, step: str, key: str) -> None:
         """Remember `key` as what `step` of `recipe` last produced."""
         if self.ref_key(recipe, step) == key:
+            return
+        if self.elsewhere is not None:
+            self.elsewhere.set_ref(recipe, step, key)
             return
         path = self.root / "refs" / recipe / step
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,10 +226,24 @@ class Store:
                 for folder in (workspace.files, workspace.measured, workspace.state):
                     folder.mkdir(parents=True, exist_ok=True)
                 try:
-                    yield workspace
+                    with self._followed(workspace):
+                        yield workspace
                 finally:
                     shutil.rmtree(workspace.build, ignore_errors=True)
                     _remove_empty(workspace.state, home)
+
+    @contextmanager
+    def _followed(self, workspace: Workspace) -> Iterator[None]:
+        """Of a store elsewhere, what a step keeps to go on from is brought first, and put there as it changes."""
+        if self.elsewhere is None:
+            yield
+            return
+        key = str(workspace.key)
+        self.elsewhere.pull_state(key, workspace.state)
+        with self.elsewhere.following(key, workspace.state):
+            yield
+        if (self.objects / key / RECORD).exists():
+            self.elsewhere.drop_state(key)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -248,7 +291,8 @@ class Store:
             lock = FileLock(sign)
             lock.acquire()
         try:
-            yield
+            with nullcontext() if self.elsewhere is None else self.elsewhere.in_use():
+                yield
         finally:
             lock.release()
             sign.unlink(missing_ok=True)
@@ -267,6 +311,8 @@ class Store:
                         "a run is using the store", where=str(self.root), cure="try again when it has ended"
                     ) from error
                 sign.unlink(missing_ok=True)  # of a run that was killed
+            if self.elsewhere is not None:
+                self.elsewhere.check_alone()
             yield
 
     @property
@@ -293,10 +339,16 @@ class Store:
             workspace.build.rename(target)
             flush_folder(self.objects)
         shutil.rmtree(workspace.state, ignore_errors=True)
+        if self.elsewhere is not None:
+            self.elsewhere.push(str(workspace.key))
         return Artifact(target)
 
     def discard(self, folder: Path) -> None:
-        """Delete a folder of the store; nobody sees half of it."""
+        """Delete a folder of the store, here and elsewhere; nobody sees half of it."""
+        if self.elsewhere is not None:
+            (self.elsewhere.discard if folder.parent == self.objects else self.elsewhere.drop_state)(folder.name)
+            if not folder.exists():
+                return
         gone = self.root / "scratch" / f"{GONE}{secrets.token_hex(8)}"
         gone.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(gone)

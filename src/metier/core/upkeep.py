@@ -6,11 +6,13 @@ where a record that it has to follow cannot be read. Both leave the cache alone,
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from metier.core.elsewhere import Elsewhere
 from metier.core.errors import StoreError
 from metier.core.fingerprint import digest, file_digest, tree
 from metier.core.store import GONE, RECORD, SEAL, Artifact, Store, record_text
@@ -24,7 +26,7 @@ class Damage:
     """Something that is not as it was written."""
 
     key: str
-    where: Path
+    where: str
     what: str
 
 
@@ -47,12 +49,30 @@ class Found:
 def verify(store: Store, on_object: Callable[[str], None] = lambda _key: None) -> Found:
     """Hash everything again and hold it against the records. on_object: told each name before it is read."""
     found = Found()
+    if store.elsewhere is not None:
+        return _verify_elsewhere(store, store.elsewhere, found, on_object)
     for folder in _objects(store):
         on_object(folder.name)
         found.objects += 1
         for where, what in _faults(folder, found):
-            found.damage.append(Damage(folder.name, where, what))
+            found.damage.append(Damage(folder.name, str(where), what))
     found.lost = [name for name, key in _refs(store) if store.get(key) is None]
+    return found
+
+
+def _verify_elsewhere(store: Store, elsewhere: Elsewhere, found: Found, on_object: Callable[[str], None]) -> Found:
+    """The same of a store behind a URL: every object is fetched, looked at and let go again."""
+    keys = elsewhere.whole()
+    for key in keys:
+        on_object(key)
+        found.objects += 1
+        with TemporaryDirectory(dir=store.root) as aside:
+            folder = Path(aside) / key
+            elsewhere.fetch(f"objects/{key}", folder)
+            for where, what in _faults(folder, found):
+                place = f"{elsewhere.url}/objects/{key}/{where.relative_to(folder).as_posix()}"
+                found.damage.append(Damage(key, place, what))
+    found.lost = [name for name, key in elsewhere.refs() if key not in keys]
     return found
 
 
@@ -136,7 +156,7 @@ def clear(store: Store, *, dry_run: bool = False, unfinished: bool = False) -> C
 
     Raises StoreError where a run is under way, or a record that a ref reaches cannot be read.
     """
-    if not store.objects.is_dir() and not (store.root / "scratch").is_dir():
+    if store.elsewhere is None and not store.objects.is_dir() and not (store.root / "scratch").is_dir():
         return Cleared([], [], 0, _size(store.cache))
     if dry_run:
         return _needless(store)
@@ -148,8 +168,29 @@ def clear(store: Store, *, dry_run: bool = False, unfinished: bool = False) -> C
     return found
 
 
+def _needless_elsewhere(store: Store, elsewhere: Elsewhere) -> Cleared:
+    """As `_needless`, of a store behind a URL: from its records alone."""
+    records = {key: json.loads(elsewhere.record(key) or b"{}") for key in elsewhere.whole()}
+    reached = _reached((key for _, key in elsewhere.refs()), records.get)
+    left = [key for key in records if key not in reached]
+    half = elsewhere.leftovers()
+    objects = [
+        Needless(store.objects / key, elsewhere.size(f"objects/{key}"), _step_of(records.get(key, {})))
+        for key in (*left, *half)
+    ]
+    states = [Needless(store.root / "scratch" / key, size) for key, size in sorted(elsewhere.states().items())]
+    return Cleared(objects, states, len(records) - len(left), _size(store.cache))
+
+
 def _needless(store: Store) -> Cleared:
-    reached = _reached(store)
+    if store.elsewhere is not None:
+        return _needless_elsewhere(store, store.elsewhere)
+
+    def record(key: str) -> dict[str, Any] | None:
+        artifact = store.get(key)
+        return None if artifact is None else artifact.record
+
+    reached = _reached((key for _, key in _refs(store)), record)
     objects = [
         Needless(folder, _size(folder), _step(folder)) for folder in _objects(store) if folder.name not in reached
     ]
@@ -168,24 +209,24 @@ def _sweep(store: Store) -> None:
         lock.unlink()
 
 
-def _reached(store: Store) -> set[str]:
+def _reached(refs: Iterable[str], record_of: Callable[[str], dict[str, Any] | None]) -> set[str]:
     """The names of all artifacts that a ref reaches, there or not."""
     reached: set[str] = set()
-    waiting = [key for _, key in _refs(store)]
+    waiting = list(refs)
     while waiting:
         key = waiting.pop()
         if key in reached:
             continue
         reached.add(key)
-        artifact = store.get(key)
-        if artifact is not None:
-            waiting += _made_from(artifact)
+        record = record_of(key)
+        if record is not None:
+            waiting += _made_from(record)
     return reached
 
 
-def _made_from(artifact: Artifact) -> Iterator[str]:
+def _made_from(record: dict[str, Any]) -> Iterator[str]:
     """The names of the artifacts that one was made from."""
-    for given in artifact.record.get("inputs", {}).values():
+    for given in record.get("inputs", {}).values():
         link = str(given["link"])
         if link.startswith("../../"):
             yield link.split("/")[2]
@@ -202,10 +243,14 @@ def _refs(store: Store) -> Iterator[tuple[str, str]]:
 def _step(folder: Path) -> str:
     """`recipe/step` that made an artifact, as far as its record can be read."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return f"{record['recipe']}/{record['step']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        return _step_of(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         return ""
+
+
+def _step_of(record: Any) -> str:
+    told = isinstance(record, dict) and "recipe" in record and "step" in record
+    return f"{record['recipe']}/{record['step']}" if told else ""
 
 
 def _objects(store: Store) -> Iterator[Path]:
