@@ -61,6 +61,11 @@ def machine(tmp_path: Path, name: str, url: str, monkeypatch: pytest.MonkeyPatch
     return Store(store_folder(url))
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def make(store: Store, text: str = "x", inputs: dict[str, Any] | None = None) -> Artifact:
     key = Key.of("thing", {"text": text})
     with store.build(key) as workspace:
@@ -257,9 +262,14 @@ def test_a_checkpoint_is_there_before_the_step_ends(url: str, tmp_path: Path, mo
 # ---- what is refused -----------------------------------------------------------------------------------------------
 
 
+def reach(url: str) -> None:
+    assert not (Path(store_folder(url)) / elsewhere.FILE).exists()  # naming one neither asks nor writes
+    Store(store_folder(url)).ref_key("r", "s")
+
+
 def test_a_bucket_that_is_not_there(endpoint: str):
     with pytest.raises(InputError, match="it is not there") as caught:
-        store_folder("s3://no-such-bucket/x")
+        reach("s3://no-such-bucket/x")
     assert caught.value.where == "s3://no-such-bucket/x"
     assert "a bucket is made beforehand" in str(caught.value)
     assert caught.value.exit_code == 2
@@ -270,7 +280,7 @@ def test_no_credentials(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(InputError, match="no credentials") as caught:
-        store_folder("s3://bucket/x")
+        reach("s3://bucket/x")
     assert "AWS_ACCESS_KEY_ID" in str(caught.value)
 
 
@@ -286,11 +296,12 @@ def test_a_server_that_does_not_answer(endpoint: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(InputError, match="does not answer"):
-        store_folder("s3://bucket/x")
+        reach("s3://bucket/x")
 
 
 def test_a_recipe_is_not_begun_with_a_store_that_cannot_be_reached(endpoint: str, tmp_path: Path):
-    (tmp_path / "r.yaml").write_text("name: x\nsteps: {}\n")
+    (tmp_path / "r.yaml").write_text("name: x\nsteps:\n  a: {kind: documents, sources: [{path: t.txt}]}\n")
+    (tmp_path / "t.txt").write_text("the crab digs")
     command = [sys.executable, "-m", "metier", "run", str(tmp_path / "r.yaml"), "--store", "s3://no-such-bucket/x"]
     env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

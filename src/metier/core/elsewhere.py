@@ -45,22 +45,20 @@ MOST_STATE = 64 << 20
 
 
 def mirror_of(url: str) -> Path:
-    """The local store that stands for the one at a URL, made where it is not there.
+    """The local store that stands for the one at a URL. Asks nothing of a network, and writes nothing.
 
-    Raises InputError, with the cure, where it cannot be reached: a package, credentials or the bucket are missing.
+    Raises MissingExtra where a package is missing, InputError for a kind of URL that nobody opens.
     """
     url = url.rstrip("/")
     name = PurePosixPath(remote.protocol_of(url)) / url.partition("://")[2]
     folder = _cache() / f"{'-'.join(name.parts)[:60]}-{sha256(url.encode()).hexdigest()[:8]}"
-    system, path = remote.opened(url)
-    with remote.told(url):
-        if remote.protocol_of(url) in ("s3", "s3a"):
-            system.call_s3("head_bucket", Bucket=path.split("/", 1)[0])
-        else:
-            system.exists(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / FILE, json.dumps({"url": url}) + "\n")
+    remote.opened(url)
+    _named[folder] = url
     return folder
+
+
+_named: dict[Path, str] = {}
+"""Mirrors that were named in this process: each is written down when its URL was reached."""
 
 
 def _cache() -> Path:
@@ -69,7 +67,11 @@ def _cache() -> Path:
 
 @dataclass
 class Elsewhere:
-    """The store at a URL. root: of its mirror."""
+    """The store at a URL. root: of its mirror.
+
+    Whatever is asked first raises InputError, with the cure, where the URL cannot be reached: credentials or the bucket
+    are missing, or nothing answers. Later that is a StoreError.
+    """
 
     url: str
     root: Path
@@ -80,6 +82,8 @@ class Elsewhere:
     def of(cls, root: Path) -> "Elsewhere | None":
         """What a folder is the mirror of; None for a store of its own."""
         path = root / FILE
+        if root in _named:
+            return cls(_named[root], root)
         return cls(str(json.loads(path.read_text(encoding="utf-8"))["url"]), root) if path.is_file() else None
 
     # ---- objects and refs --------------------------------------------------------------------------------------------
@@ -278,7 +282,15 @@ class Elsewhere:
     @property
     def _system(self) -> tuple[Any, str]:
         if self._opened is None:
-            self._opened = remote.opened(self.url)
+            system, path = remote.opened(self.url)
+            with remote.told(self.url):
+                if remote.protocol_of(self.url) in ("s3", "s3a"):
+                    system.call_s3("head_bucket", Bucket=path.split("/", 1)[0])
+                else:
+                    system.exists(path)
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_whole(self.root / FILE, json.dumps({"url": self.url}) + "\n")
+            self._opened = system, path
         return self._opened
 
     @contextmanager

@@ -129,8 +129,8 @@ class Workspace:
 
 
 def store_folder(place: str | Path) -> Path:
-    """Where a store lies on this machine: the folder, or the mirror of the one at a URL. Raises InputError where that
-    cannot be reached."""
+    """Where a store lies on this machine: the folder, or the mirror of the one at a URL. Raises InputError where nobody
+    can open that."""
     return mirror_of(place) if isinstance(place, str) and remote.is_url(place) else Path(place)
 
 
