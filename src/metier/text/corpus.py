@@ -10,6 +10,7 @@ its file system can seek, a row group at a time in Parquet, and by unpacking wha
 a line, or a batch of Parquet's rows. Raises DataError with file and line for what is malformed.
 """
 
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -187,7 +188,7 @@ def _opened(shard: Shard) -> Iterator[Any]:
         return
     system, path = remote.opened(shard.url)
     with remote.told(shard.url), system.open(path, "rb", block_size=2**22, cache_type="readahead") as file:
-        yield file
+        yield io.BufferedReader(file, 2**18)  # fsspec's own readline takes no limit
 
 
 def _lines(shard: Shard, at: Place, bad: list[str] | None) -> Iterator[tuple[str, Place]]:
