@@ -19,8 +19,9 @@ from metier.models.save import save_model
 from metier.train import job
 from metier.train.batches import Batches
 from metier.train.forward import Forward
+from metier.train.known import anatomy_of
 from metier.train.precision import choose
-from metier.train.stage import Training, Tune, anatomy_of
+from metier.train.stage import Training, Tune
 
 __all__ = ["documents", "examples"]  # fixtures
 

@@ -25,7 +25,8 @@ from metier.core.store import Store
 from metier.models.builtin import plain_config, resolve
 from metier.pipeline import Planned, check, plan
 from metier.recipe import Recipe, load_recipe, match_files
-from metier.train.stage import LONGEST_BY_DEFAULT, Tune, context_of
+from metier.train.known import context_of
+from metier.train.stage import LONGEST_BY_DEFAULT, Tune
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
 """How much of a step's data is held out: the smallest share that leaves no split empty."""

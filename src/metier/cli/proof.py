@@ -24,7 +24,8 @@ from metier.pipeline import Planned
 from metier.recipe import Recipe
 from metier.text.artifacts import conversation_of, document_of, read_jsonl
 from metier.text.nouns import Conversation
-from metier.train.stage import Prompted, Training, context_of
+from metier.train.known import context_of
+from metier.train.stage import Prompted, Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

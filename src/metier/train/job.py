@@ -9,10 +9,9 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,23 +32,25 @@ from metier.models.save import save_adapter, save_model
 from metier.models.shape import Parameters, cast_, count_parameters, input_embeddings, is_tied, output_head
 from metier.models.stream import Convert, convert_, give_back, load_converted
 from metier.text.artifacts import write_json, write_jsonl
-from metier.train.batches import Batches, Ids, digest_of, micros, shared_prefix, size_of
+from metier.train.batches import Batches, Ids, digest_of, micros, shared_prefix
 from metier.train.checkpoint import EVERY_SECONDS, Checkpoints
 from metier.train.course import Course, State, Watch
-from metier.train.estimate import cheaper, check_memory, learned, micro_tokens
+from metier.train.estimate import cheaper, check_memory, micro_tokens
 from metier.train.forward import Forward, check_exact, frozen_blocks
 from metier.train.int8 import Int8Linear
+from metier.train.known import SAME_VOCABULARY, check_teacher, context_of
 from metier.train.loop import fit
 from metier.train.material import Material
 from metier.train.memory import returned_memory
 from metier.train.methods import FreezeMethod, LoraMethod, Quantize, apply, name_of
-from metier.train.precision import Precision, best_device, choose, gemm_peak
+from metier.train.precision import Precision, best_device, choose
 from metier.train.prefix_cache import ROW, Kind, PrefixCache, decide, layout_of, room_for
 from metier.train.scarce import MemoryRanOut, ran_out
 from metier.train.schedule import DECAY
 from metier.train.sharded import shard, whole
-from metier.train.stage import SAME_VOCABULARY, Training, check_teacher, context_of
+from metier.train.stage import Training
 from metier.train.streams import Streams
+from metier.train.telling import Chosen, write_about, write_measured
 from metier.train.together import World
 
 if TYPE_CHECKING:
@@ -58,14 +59,6 @@ if TYPE_CHECKING:
 CHOSEN, CACHE = "chosen.json", "cache.json"
 ROOMS = ("train", "models", "text")
 """The packages whose code decides what a training step makes."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What was left to the machine. micro_tokens: of a micro-step (None: batch_size blocks)."""
-
-    precision: Precision
-    micro_tokens: int | None
 
 
 def train(stage: Training, ctx: Context) -> Mapping[str, float]:
@@ -129,8 +122,8 @@ def _train(stage: Training, ctx: Context) -> Mapping[str, float]:
             _save_rows(folder, ctx, model, tokenizer, stop=stage.stop(tokenizer))
         else:
             _save_whole(stage, ctx, model, tokenizer)
-    _write_about(stage, ctx, material, parameters, state, length)
-    _write_measured(stage, ctx, state, seconds=watch.seconds, peak=memory.peak_bytes, chosen=chosen, width=width)
+    write_about(stage, ctx, material, parameters, state, length)
+    write_measured(stage, ctx, state, seconds=watch.seconds, peak=memory.peak_bytes, chosen=chosen, width=width)
     tail = state.losses[-max(1, len(state.losses) // 10) :]
     metrics: dict[str, float] = {
         "loss": sum(tail) / len(tail),
@@ -454,64 +447,3 @@ def _put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in values.items():
             model.get_parameter(name).copy_(value)
-
-
-def _write_about(
-    stage: Training, ctx: Context, material: Material, parameters: Parameters, state: State, length: int
-) -> None:
-    back = stage.most_loss is not None and state.best_step is not None
-    saved = state.best_step if stage.keeps_best or back else state.step
-    write_jsonl(ctx.out / "train.jsonl", state.log)
-    write_json(
-        ctx.out / "about.json",
-        {
-            "method": name_of(stage.method),
-            "parameters": {"trained": parameters.trained, "total": parameters.total},
-            "learning_rate": stage.peak_rate,
-            stage.length_field: length,
-            "steps": state.step,
-            "tokens_seen": state.tokens,
-            "targets_seen": state.targets,
-            "replay_share": material.replay_share,
-            "tokens": {
-                "train": state.tokens if material.stream is not None else size_of(material.pieces),
-                "replay": size_of(material.replay),
-                "dev": size_of(material.dev),
-                **({"retain": size_of(material.retain)} if material.retain else {}),
-            },
-            "quantize": stage.quantize,
-            "best_step": state.best_step,
-            "saved_step": saved,
-            "dev_loss": {"before": state.dev_losses[0], "last": state.dev_losses[-1], "best": state.best_loss}
-            if state.dev_losses
-            else None,
-            "labels": material.labels.json(),
-            **({"left_out": state.mishaps, "slower_from": state.slower_from} if state.mishaps else {}),
-        },
-    )
-
-
-def _write_measured(
-    stage: Training, ctx: Context, state: State, *, seconds: float, peak: int, chosen: Chosen, width: int
-) -> None:
-    write_jsonl(ctx.measured / "train.jsonl", state.measured)
-    precision, reached = chosen.precision, [row["utilisation"] for row in state.measured[1:]]
-    if reached:  # the first step prepares kernels
-        peak_speed = gemm_peak(precision.device, precision.dtype)
-        told = learned(precision.name, stage.quantize, width=width, peak=peak_speed, utilisation=median(reached))
-        write_json(ctx.measured / "machine.json", told)
-    write_json(
-        ctx.measured / "about.json",
-        {
-            "seconds": round(seconds, 3),
-            "training_seconds": round(state.seconds, 3),
-            "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
-            "peak_rss_bytes": peak,
-            "precision": chosen.precision.name,
-            "precision_because": chosen.precision.why,
-            "micro_tokens": chosen.micro_tokens if state.micro_tokens is None else state.micro_tokens,
-            "device": str(chosen.precision.device),
-            "threads": torch.get_num_threads(),
-            "processes": World.of(ctx.team).size,
-        },
-    )

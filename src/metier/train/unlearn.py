@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 
 from metier.core.errors import DataError, RecipeError
 from metier.core.stage import Context, Needs, Source
-from metier.train.stage import Prompted, cache_of, has_rows
+from metier.train.known import cache_of, has_rows
+from metier.train.stage import Prompted
 
 if TYPE_CHECKING:
     from metier.text.chat import Tokenizer
