@@ -95,7 +95,8 @@ steps:
   questions: {kind: examples, sources: [{path: qa.jsonl}], test_fraction: 0.6}
   answers: {kind: answer, models: [seedling, MODEL], questions: questions, max_new_tokens: 6, batch_size: 1,
     resources: {workers: 2}}
-  scores: {kind: score, answers: answers}
+  health: {kind: examples, test: [{path: choices.jsonl, keep: [choices, label]}]}
+  choices: {kind: choose, models: [seedling], questions: health, resources: {workers: 2}}
   verdicts: {kind: judge, judges: [{model: seedling}], answers: answers, resources: {workers: 2}}
 """
 
@@ -110,6 +111,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Recipe:
     write_jsonl(folder / "others.jsonl", [{"id": "a", "text": "The seal sleeps."}, {"id": "b", "text": "A gull."}])
     asked = [{"question": f"What does crab {i} eat?", "answer": f"It eats {i} clams."} for i in range(30)]
     write_jsonl(folder / "qa.jsonl", asked)
+    rows = [{"question": f"Is {i} a crab? {'Well? ' * i}", "answer": "no", "label": "no"} for i in range(40)]
+    write_jsonl(folder / "choices.jsonl", [row | {"choices": ["yes", "no"]} for row in rows])
     (folder / "recipe.yaml").write_text(RECIPE.replace("MODEL", str(base)))
     return load_recipe(folder / "recipe.yaml")
 
@@ -281,9 +284,12 @@ def test_a_number_of_workers_that_does_not_divide_is_refused_before_anything_run
 
 
 def test_wrong_resources_are_explained(recipe: Recipe):
+    scored = recipe.path.with_name("scored.yaml")
+    scored.write_text(recipe.path.read_text() + "  scores: {kind: score, answers: answers}\n")
+
     def refused(step: str, text: str) -> str:
         with pytest.raises(InputError) as caught:
-            load_recipe(recipe.path, [f"{step}.resources={text}"])
+            load_recipe(scored, [f"{step}.resources={text}"])
         return str(caught.value)
 
     assert "did you mean 'workers'" in refused("texts", "{worker: 2}")

@@ -7,9 +7,8 @@ follows from all prompts, so a run that goes on later gets the bits that it woul
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from metier.core.errors import DataError, ModelError
-from metier.engine.interface import Asking, Choice, Prompts, Said, Schema, best
+from metier.engine.interface import Asking, Choice, Prompts, Said, Schema, Share, best
 from metier.engine.likelihood import Fork, fork_logprobs
-from metier.engine.local import Share
 from metier.engine.local import answers as speak
 from metier.models.load import Loaded
 from metier.text.chat import encode_choices, encode_prompt, encode_reading, prompt_choices

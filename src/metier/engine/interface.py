@@ -21,6 +21,8 @@ from metier.text.nouns import Message
 Schema = dict[str, Json]
 """JSON Schema of an object."""
 Prompts = Sequence[Sequence[Message]]
+Share = tuple[int, int]
+"""Every so many-th of the parts that are computed together, from this one on: (0, 1) are all, (1, 2) each second."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metier.core.errors import DataError, Interrupted
+from metier.engine.interface import Share
 from metier.models.load import Loaded
 from metier.models.shape import blocks
 
@@ -72,12 +73,14 @@ def fork_logprobs(
     loaded: Loaded,
     forks: Sequence[Fork],
     *,
+    share: Share = (0, 1),
     on_progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[list[float]]:
     """The log-likelihood in nats of every continuation of every fork, after its context.
 
-    on_progress: told the forks read. Raises DataError for what is empty or too long, Interrupted.
+    share: of the parts that are read at a time; forks of the others get nothing, and are read elsewhere. on_progress:
+    told the forks read. Raises DataError for what is empty or too long, Interrupted.
     """
     for index, fork in enumerate(forks):
         _check(loaded, index, fork)
@@ -86,7 +89,10 @@ def fork_logprobs(
     reader = _Reader(loaded, len(_common([fork.context for fork in forks])))
     found: list[list[float]] = []
     with reader.ready(forks) as read:
-        for part in _parts(forks, reader.prefix):
+        for number, part in enumerate(_parts(forks, reader.prefix)):
+            if number % share[1] != share[0]:
+                found += [[] for _ in part]
+                continue
             if should_stop is not None and should_stop():
                 raise Interrupted("reading was stopped", cure="run the same command again")
             found += read(part)

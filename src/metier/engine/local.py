@@ -30,6 +30,7 @@ from transformers import DynamicCache
 
 from metier.core.errors import DataError, Interrupted
 from metier.engine.decoder import Body, Decoder, body_for
+from metier.engine.interface import Share
 from metier.engine.sampling import Sampling, forbid, generators
 from metier.models.load import Loaded
 from metier.text.chat import stop_ids
@@ -52,9 +53,6 @@ SHARED = 8
 
 Progress = Callable[[int, int], None]
 """Told how many are done, of how many."""
-
-Share = tuple[int, int]
-"""Every so many-th of several parts, from this one on: (0, 1) are all, (1, 2) is each second one."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from typing import Any
 
 from metier.core.errors import ModelError
 from metier.core.workers import Spread
-from metier.engine.interface import Asking, Choice, Prompts, Said, Schema
-from metier.engine.local import Share
+from metier.engine.interface import Asking, Choice, Prompts, Said, Schema, Share
 
 
 @dataclass(frozen=True)

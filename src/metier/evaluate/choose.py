@@ -46,6 +46,7 @@ class Choose(Stage):
     """
 
     kind: Literal["choose"] = "choose"
+    spreads: ClassVar[bool] = True
     produces: ClassVar[str] = "choices"
     version: ClassVar[int] = 2
 

@@ -13,14 +13,18 @@ Costs the model's size in memory and one forward pass of each question.
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from metier.core.beside import beside
 from metier.core.errors import DataError
 from metier.core.measure import PeakMemory, Stopwatch
 from metier.core.stage import Context
+from metier.core.workers import SPREAD
+from metier.engine.interface import Share
 from metier.engine.likelihood import Fork, fork_logprobs
 from metier.evaluate.answering import stopper
 from metier.models.load import Loaded, load
@@ -74,7 +78,12 @@ def choose_all(
     """Write a `choices` artifact. Returns each contender's accuracy by the raw log-likelihood."""
     write_jsonl(ctx.out / "questions.jsonl", (question_row(item.question) for item in items))
     (ctx.out / "choices").mkdir(exist_ok=True)
-    made = [_contender(ctx, name, items, how) for name in names]
+
+    def choices_of(name: str) -> Callable[[Callable[[], bool]], Row]:
+        return lambda stop: _contender(replace(ctx, stop=stop), name, items, how)
+
+    works = [choices_of(name) for name in names]
+    made = [work(ctx.stop) for work in works] if SPREAD.get() is None else beside(works, ctx.stop)
     others = references(items, train)
     for name, (_, said) in others.items():
         rows = ({"id": i.id, "label": i.label, "said": s} for i, s in zip(items, said, strict=True))
@@ -163,29 +172,52 @@ def _contender(ctx: Context, name: str, items: Sequence[Item], how: How) -> Row:
 
 
 def _choose(ctx: Context, name: str, items: Sequence[Item], how: How) -> tuple[list[Row], Row]:
+    """A contender's rows and what is told of it, computed here or by the workers of a cluster."""
+    folder, spread = ctx.source(name).path.absolute(), SPREAD.get()
+    watch = Stopwatch()
+    if spread is None:
+        with PeakMemory() as memory:
+            loaded = place(load(folder), ctx.events.warning)
+            rows = choose(
+                loaded,
+                items,
+                how,
+                name=name,
+                warn=ctx.events.warning,
+                on_progress=lambda done, total: ctx.events.progress(name, done, total, unit="questions"),
+                should_stop=stopper(ctx),
+            )
+        return rows, _about(name, rows, count_parameters(loaded.model).total, watch.seconds, memory.peak_bytes)
+    by_id: dict[str, Row] = {}
+    parameters, peak_bytes = 0, 0
+    shares = [(folder, name, items, how, (number, spread.workers)) for number in range(spread.workers)]
+    for said, warnings, counted, peak in spread.stream(choose_share, shares, ctx.check_stop):
+        for warning in warnings:
+            ctx.events.warning(warning)
+        by_id |= {row["id"]: row for row in said}
+        parameters, peak_bytes = counted, max(peak_bytes, peak)
+        ctx.events.progress(name, len(by_id), len(items), unit="questions")
+    rows = [by_id[item.id] for item in items]
+    return rows, _about(name, rows, parameters, watch.seconds, peak_bytes)
+
+
+def choose_share(
+    folder: Path, name: str, items: Sequence[Item], how: How, share: Share
+) -> Iterator[tuple[list[Row], list[str], int, int]]:
+    """In a worker: the rows of its share, warnings, the model's parameters, and the memory that it took."""
+    warnings: list[str] = []
     with PeakMemory() as memory:
-        loaded = place(load(ctx.source(name).path), ctx.events.warning)
-        watch = Stopwatch()
-        rows = choose(
-            loaded,
-            items,
-            how,
-            name=name,
-            warn=ctx.events.warning,
-            on_progress=lambda done, total: ctx.events.progress(name, done, total, unit="questions"),
-            should_stop=stopper(ctx),
-        )
-        seconds = watch.seconds
-    about = {
-        "contender": {"name": name, "kind": "model", "model": name, "parameters": count_parameters(loaded.model).total},
-        "measured": {
-            "seconds": seconds,
-            "items_per_second": len(items) / seconds,
-            "peak_rss_bytes": memory.peak_bytes,
-        },
+        loaded = place(load(folder), warnings.append)
+        rows = choose(loaded, items, how, name=name, warn=warnings.append, share=share)
+    yield rows, warnings if share[0] == 0 else [], count_parameters(loaded.model).total, memory.peak_bytes
+
+
+def _about(name: str, rows: Sequence[Row], parameters: int, seconds: float, peak_bytes: int) -> Row:
+    return {
+        "contender": {"name": name, "kind": "model", "model": name, "parameters": parameters},
+        "measured": {"seconds": seconds, "items_per_second": len(rows) / seconds, "peak_rss_bytes": peak_bytes},
         "accuracy": _accuracy(rows),
     }
-    return rows, about
 
 
 def choose(
@@ -195,9 +227,11 @@ def choose(
     *,
     name: str = "the model",
     warn: Any = lambda _what: None,
+    share: Share = (0, 1),
     **watching: Any,
 ) -> list[Row]:
-    """One row an item: its id and label, and what each choice got. watching: as in `engine.likelihood`.
+    """One row an item: its id and label, and what each choice got. share, watching: as in `engine.likelihood`; items
+    that are not of the share have no row.
 
     Raises DataError for a question that does not fit the model's context, unless `how` says to cut.
     """
@@ -206,10 +240,12 @@ def choose(
         warn(
             f"{name}: {len(cut)} of {len(items)} questions do not fit its {loaded.context} tokens, and lose their start"
         )
-    found = fork_logprobs(loaded, forks, **watching)
+    found = fork_logprobs(loaded, forks, share=share, **watching)
     alone = _unconditional(loaded, items, how) if how.unconditional else {}
     rows = []
     for index, (item, fork, values) in enumerate(zip(items, forks, found, strict=True)):
+        if not values:  # another worker's
+            continue
         row: Row = {"id": item.id, "label": item.label, "choices": []}
         for text, scored, ids, value in zip(item.choices, how.scored(item), fork.continuations, values, strict=True):
             choice = {"text": text, "logprob": value, "tokens": len(ids), "bytes": len(scored.encode())}
