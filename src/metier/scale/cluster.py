@@ -51,6 +51,8 @@ QUIET = {
     "RAY_enable_metrics_collection": "0",
 }
 """What is set before Ray starts, unless the environment says otherwise."""
+TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+SAME_TOKEN = "set RAY_AUTH_TOKEN, or put ~/.ray/auth_token there, as on its machines"
 WRITE = "write local, auto, HOST:PORT or ray://HOST:PORT"
 
 
@@ -188,6 +190,8 @@ class Cluster:
         import ray
         from ray.exceptions import RayError
 
+        if any(name in os.environ for name in TOKEN) or (Path.home() / ".ray" / "auth_token").is_file():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does; a client does not by itself
         found = ADDRESS.fullmatch(self.on)
         if found is not None:
             self._knock(found["host"].strip("[]"), int(found["port"]))
@@ -207,9 +211,11 @@ class Cluster:
         text = " ".join(str(error).split())
         if "ersion mismatch" in text:
             what, cure = "the cluster runs another version of Ray or Python", SAME
-        elif "uthentication" in text or "token" in text.lower():
-            what = "the cluster does not let us in"
-            cure = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to its token, as on its machines"
+        elif "uthentic" in text or "token" in text.lower():
+            what, cure = "the cluster does not let us in", SAME_TOKEN
+        elif isinstance(error, ConnectionError) and "Failed to connect to Ray cluster" in text:
+            what = "something answers there, but it is no head of a Ray cluster, or does not let us in"
+            cure = f"name the port that ray start --head tells; {SAME_TOKEN}"
         else:
             what = "no Ray answers there" if self.on != AUTO else "this machine belongs to no Ray cluster"
             cure = "start it (ray start --head), look whether this machine reaches it, or run with --on local"
