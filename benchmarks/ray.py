@@ -31,7 +31,7 @@ COMMAND = "python -m benchmarks.ray"
 KILLS = 10
 TURNS = 3
 COPIES = 3
-TEXTS = 160
+TEXTS = 96
 MARINE = Path(__file__).resolve().parents[1] / "recipes/data/marine/corpus.jsonl"
 STEP = {
     "model": "base",

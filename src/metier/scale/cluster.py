@@ -52,7 +52,7 @@ QUIET = {
 }
 """What is set before Ray starts, unless the environment says otherwise."""
 TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-SAME_TOKEN = "set RAY_AUTH_TOKEN, or put ~/.ray/auth_token there, as on its machines"
+AS_THERE = "set RAY_AUTH_TOKEN, or put ~/.ray/auth_token there, as on its machines"
 WRITE = "write local, auto, HOST:PORT or ray://HOST:PORT"
 
 
@@ -84,6 +84,8 @@ class Cluster:
     def __enter__(self) -> Self:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
+        if self.on != LOCAL and (any(map(os.environ.get, TOKEN)) or (Path.home() / ".ray" / "auth_token").is_file()):
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does; Ray reads it when it is imported
         with _handlers():
             self._start() if self.on == LOCAL else self._connect()
         try:
@@ -190,8 +192,6 @@ class Cluster:
         import ray
         from ray.exceptions import RayError
 
-        if any(name in os.environ for name in TOKEN) or (Path.home() / ".ray" / "auth_token").is_file():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does; a client does not by itself
         found = ADDRESS.fullmatch(self.on)
         if found is not None:
             self._knock(found["host"].strip("[]"), int(found["port"]))
@@ -212,10 +212,10 @@ class Cluster:
         if "ersion mismatch" in text:
             what, cure = "the cluster runs another version of Ray or Python", SAME
         elif "uthentic" in text or "token" in text.lower():
-            what, cure = "the cluster does not let us in", SAME_TOKEN
+            what, cure = "the cluster does not let us in", AS_THERE
         elif isinstance(error, ConnectionError) and "Failed to connect to Ray cluster" in text:
             what = "something answers there, but it is no head of a Ray cluster, or does not let us in"
-            cure = f"name the port that ray start --head tells; {SAME_TOKEN}"
+            cure = f"name the port that ray start --head tells; {AS_THERE}"
         else:
             what = "no Ray answers there" if self.on != AUTO else "this machine belongs to no Ray cluster"
             cure = "start it (ray start --head), look whether this machine reaches it, or run with --on local"
