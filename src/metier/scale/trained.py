@@ -300,6 +300,8 @@ def _may_be_a_death(error: BaseException) -> bool:
     import torch.distributed as dist
     from ray.exceptions import RayError
 
+    if not dist.is_initialized():  # Ray has ended the group already, in the midst of whatever this worker did
+        return True
     return isinstance(error, dist.DistError | RayError | ConnectionError) or (
         isinstance(error, RuntimeError) and of_group(str(error))
     )
