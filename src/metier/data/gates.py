@@ -30,9 +30,9 @@ MEASURED = ("test", "dev", "heldout", REFUSALS_TEST)
 the same few words."""
 WORKERS_FROM = 64 << 20
 """Bytes of a split from which on its signatures are made by other processes."""
-AT_ONCE = 4000
+AT_ONCE = 1000
 """Rows whose signatures are made together, at most."""
-PORTION = 4 << 20
+PORTION = 2 << 20
 """Bytes of rows from which on no more are taken together."""
 
 
