@@ -2,7 +2,7 @@
 
 seedling    the bundled model (5 M parameters): minutes
 tinyllama   random weights in TinyLlama's shape, all 22 blocks, with its real tokenizer: 5 GB, an hour on one core, less
-            than a minute on a GPU
+            than a minute on a GPU; --blocks N for fewer
 
 Neither can know the answers, so what is counted is that the report says so: it has to state of the contender that it is
 not clearly past the best trivial baseline. Rows go to benchmarks/results/evaluation.json.
@@ -27,7 +27,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 DATA = "data/pubmedqa/ori_pqal.json"
 TOKENIZER = "tokenizers/tinyllama"
 METIER = [sys.executable, "-c", "from metier.cli import main; main()"]
-WHAT = {"seedling": "the seedling", "tinyllama": "TinyLlama's shape, 22 blocks, random weights"}
+WHAT = {"seedling": "the seedling", "tinyllama": "TinyLlama's shape, random weights"}
 BLOCKS = 22
 SAID = "is not clearly past the trivial baseline"
 RECIPE = """\
@@ -42,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", default=list(WHAT))
     parser.add_argument("--items", type=int, help="instead of all 500; writes no results")
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="of the random model")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--material", type=Path, default=SHARED, metavar="FOLDER")
     asked = parser.parse_args()
@@ -55,9 +56,10 @@ def main() -> None:
                 parser.error(f"{material / needed} is not there: say with --material which folder holds {needed}")
     for name in asked.models:
         with tempfile.TemporaryDirectory(prefix="metier-pubmedqa-") as folder:
-            row = measure(name, Path(folder), material, where, asked.items)
+            row = measure(name, Path(folder), material, where, asked.items, asked.blocks)
         if asked.items is None:
-            write("evaluation", f"python -m benchmarks.pubmedqa {name}", [row])
+            fewer = f" --blocks {asked.blocks}" if name == "tinyllama" and asked.blocks != BLOCKS else ""
+            write("evaluation", f"python -m benchmarks.pubmedqa {name}{fewer}", [row])
         else:
             print(row)
 
@@ -74,12 +76,12 @@ def _device(asked: str) -> str:
     return f"on one {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else "on the CPU"
 
 
-def measure(name: str, folder: Path, material: Path, where: str, items: int | None) -> Row:
+def measure(name: str, folder: Path, material: Path, where: str, items: int | None, blocks: int) -> Row:
     """Run the recipe in a process of its own, and look up what its report says. where: the device, in words."""
     model = name
     if name == "tinyllama":
         model = "random"
-        code = f"from benchmarks.pubmedqa import make; make({str(folder / model)!r}, {str(material / TOKENIZER)!r})"
+        code = f"from benchmarks.pubmedqa import make; make({str(folder / model)!r}, {str(material / TOKENIZER)!r}, {blocks})"
         subprocess.run([sys.executable, "-c", code], check=True)
     limit = "" if items is None else f", limit: {items}"
     recipe = folder / "pubmedqa.yaml"
@@ -93,8 +95,9 @@ def measure(name: str, folder: Path, material: Path, where: str, items: int | No
     (file,) = (folder / "store/objects").glob("choices-*/measured/contenders.json")
     speed = json.loads(file.read_text(encoding="utf-8"))[model]["items_per_second"]
     around = f"95 % [{_percent(own, 'low')}, {_percent(own, 'high')}]"
+    what = WHAT[name] if name == "seedling" else f"{WHAT[name]}, {blocks} blocks"
     case = (
-        f"PubMedQA by recipe, {WHAT[name]}, {where} ({speed:.3g} questions a second): {_percent(own)} %, {around}, "
+        f"PubMedQA by recipe, {what}, {where} ({speed:.3g} questions a second): {_percent(own)} %, {around}, "
         f"beside the majority's {_percent(majority)} %; "
         f"the report {'says' if said else 'does not say'} that it is not clearly past the trivial baselines"
     )
@@ -105,7 +108,7 @@ def _percent(row: Any, which: str = "mean") -> str:
     return f"{100 * row[which]:.1f}"
 
 
-def make(folder: str, tokenizer: str) -> None:
+def make(folder: str, tokenizer: str, blocks: int) -> None:
     """Write the random model; in a process of its own, whose memory goes with it."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -119,7 +122,7 @@ def make(folder: str, tokenizer: str) -> None:
         vocab_size=32_000,
         hidden_size=2048,
         intermediate_size=5632,
-        num_hidden_layers=BLOCKS,
+        num_hidden_layers=blocks,
         num_attention_heads=32,
         num_key_value_heads=4,
         max_position_embeddings=2048,
