@@ -81,7 +81,8 @@ def measure(name: str, folder: Path, material: Path, where: str, items: int | No
     model = name
     if name == "tinyllama":
         model = "random"
-        code = f"from benchmarks.pubmedqa import make; make({str(folder / model)!r}, {str(material / TOKENIZER)!r}, {blocks})"
+        given = f"{str(folder / model)!r}, {str(material / TOKENIZER)!r}, {blocks}"
+        code = f"from benchmarks.pubmedqa import make; make({given})"
         subprocess.run([sys.executable, "-c", code], check=True)
     limit = "" if items is None else f", limit: {items}"
     recipe = folder / "pubmedqa.yaml"
