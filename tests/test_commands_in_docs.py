@@ -52,6 +52,14 @@ AFTER = ("metier gc", "metier store verify")
 """What would take from the others what they need."""
 TOO_LARGE = ["metier run recipes/pharma.yaml --rehearse --tokenizers TOKENIZERS"]
 """What takes a model's true size: `python -m benchmarks.recipes rehearse` runs these."""
+ELSEWHERE = [
+    "metier run recipe.yaml --store s3://bucket/prefix",
+    "metier run recipe.yaml --on local",
+    "metier run recipe.yaml --on auto",
+    "metier run recipe.yaml --on node-a:6379",
+    "metier run recipe.yaml --on ray://node-a:10001",
+]
+"""What needs a server or a cluster: tests/core/test_elsewhere.py and tests/scale/test_ray.py start them."""
 SAID = {"chat": "What does the narwhal eat?\n/quit\n", "label": "q\n"}
 CUT: dict[str, dict[str, Any]] = {
     "pretrain": {"max_steps": 1},
@@ -192,8 +200,9 @@ def test_every_command_runs(
     for name in ("WANDB_MODE", "WANDB_ERROR_REPORTING"):
         monkeypatch.setenv(name, "")
     found = shown()
-    assert set(TOO_LARGE) <= set(found)
-    lines = [line for line in found if line not in (*AFTER, *TOO_LARGE) and not line.startswith("metier serve")]
+    assert {*TOO_LARGE, *ELSEWHERE} <= set(found)
+    left_out = {*AFTER, *TOO_LARGE, *ELSEWHERE}
+    lines = [line for line in found if line not in left_out and not line.startswith("metier serve")]
     faults, times = [], {}
     for line in [*BEFORE, *lines, *(line for line in AFTER if line in found)]:
         ready(line)

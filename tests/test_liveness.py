@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNTIME = {
     "prefix_cache": "tests/train/test_prefix_cache.py: the same bytes, by another way",
     "shard": "tests/train/test_together.py: the same losses, each process with a part of the weights",
+    "resources": "tests/scale/test_ray.py: the same bytes by other numbers of workers, and the refusals",
     "log_every": "tests/train/test_training_stages.py: how often progress is told",
     "key_env": "tests/engine/test_remote.py: the key that is sent, and the refusal without one",
     "timeout_seconds": "tests/engine/test_remote.py: a request that takes longer is made again",

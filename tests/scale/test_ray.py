@@ -112,7 +112,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Recipe:
     asked = [{"question": f"What does crab {i} eat?", "answer": f"It eats {i} clams."} for i in range(30)]
     write_jsonl(folder / "qa.jsonl", asked)
     rows = [{"question": f"Is {i} a crab? {'Well? ' * i}", "answer": "no", "label": "no"} for i in range(40)]
-    write_jsonl(folder / "choices.jsonl", [row | {"choices": ["yes", "no"]} for row in rows])
+    write_jsonl(folder / "choices.jsonl", [row | {"choices": "yes|no"} for row in rows])
     (folder / "recipe.yaml").write_text(RECIPE.replace("MODEL", str(base)))
     return load_recipe(folder / "recipe.yaml")
 
@@ -131,8 +131,8 @@ def test_a_recipe_makes_the_same_on_a_cluster_as_here(tmp_path: Path, recipe: Re
     for name, artifact in here.artifacts.items():
         made = {n: path.read_bytes() for n, path in tree(there.artifacts[name].files).items()}
         assert made == {n: path.read_bytes() for n, path in tree(artifact.files).items()}, name
-    counts = json.loads((there.artifacts["texts"].files / "about.json").read_text())["counts"]
-    assert counts["near"] >= 15
+    told = json.loads((there.artifacts["texts"].files / "about.json").read_text())
+    assert told["near"] + told["leaked"] >= 15
     began = [e["step"] for e in events if e["event"] in ("started", "finished")]
     assert set(began[:3]) == {"texts", "others", "questions"}  # side by side
     partial = json.loads((tmp_path / "out/leaderboards_partial.json").read_text())["steps"]["answers"]
