@@ -24,10 +24,9 @@ def test_peak_memory_sees_what_was_freed_again():
 
 def test_a_spike_shorter_than_a_look_counts_for_every_block_around_it():
     with PeakMemory() as outer:
-        with PeakMemory() as first:
-            with mmap.mmap(-1, 80_000_000) as block:  # new pages, whatever the heap has free
-                for page in range(0, len(block), 4096):
-                    block[page] = 1
+        with PeakMemory() as first, mmap.mmap(-1, 80_000_000) as block:  # new pages, whatever the heap has free
+            for page in range(0, len(block), 4096):
+                block[page] = 1
         with PeakMemory() as second:
             pass
     if not sys.platform.startswith("linux"):
