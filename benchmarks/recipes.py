@@ -291,7 +291,8 @@ def readme_table() -> str:
         hours = one(rows, f"{what}: hours")
         shown = [f"[{name}](recipes/{name}.yaml)", about["base"], method, "", "", "", "", ""]
         if trained:
-            share = 100 * trained["measured"] / trained["bar"]
+            beside = trained["measured"] if "LoRA" in method else 0  # an adapter is counted with its base, as PEFT does
+            share = 100 * trained["measured"] / (trained["bar"] + beside)
             shown[3] = f"{trained['measured'] / 1e6:,.1f} M ({share:.{1 if share >= 10 else 2}f} %)"
         if memory:
             shown[4] = f"{memory['measured']:.1f} GB"
