@@ -82,6 +82,8 @@ def rehearse_recipe(
 
     Raises InputError before anything runs where sizes or a tokenizer are not at hand, or not one layer fits.
     """
+    from metier.scale.link import code
+
     value, root = read_raw(path, overrides, trial)
     jobs = rehearsals(value, root)
     models = {job.model: _published(job, root, tokenizers) for job in jobs}
@@ -94,7 +96,7 @@ def rehearse_recipe(
         for job in jobs:
             if stop():
                 raise Interrupted("the rehearsal was stopped", cure="run the same command again: it goes on from here")
-            key = digest([job.steps, job.whole, dict(models[job.model].config), layers])
+            key = digest([code(), job.steps, job.whole, dict(models[job.model].config), layers])
             row = known.get(key) or _rehearse(job, models[job.model], place, quiet=quiet)
             rows.append({**row, "key": key})
             _write(place, value["name"], rows)
