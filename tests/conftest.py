@@ -68,3 +68,21 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the material in ../shared, which is not here")
     return folder
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    """An S3-compatible server on this machine without a bucket, named in the environment. Its URL."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server")
+    found = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    found.start()
+    host, port = found.get_host_and_port()
+    url = f"http://{host}:{port}"
+    given = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": url}
+    given |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in given.items():
+            patch.setenv(name, value)
+        yield url
+    found.stop()

@@ -100,3 +100,16 @@ def save_tiny(folder: Path, kind: str = "llama", seed: int = 0) -> Path:
     """Write a tiny model with its tokenizer to `folder`, and return the folder."""
     save_model(tiny(kind, seed), byte_tokenizer(), folder)
     return folder
+
+
+def save_documents(folder: Path) -> Path:
+    """A small artifact of documents, for tests of training. Returns its folder."""
+    from metier.text.artifacts import write_jsonl
+
+    folder.mkdir(parents=True)
+    texts = [f"the crab digs, number {i}. " * (1 + i % 5) for i in range(24)]
+    write_jsonl(folder / "train.jsonl", [{"id": f"d{i}", "text": text} for i, text in enumerate(texts)])
+    write_jsonl(folder / "heldout.jsonl", [{"id": "h", "text": "the crab digs again"}])
+    write_jsonl(folder / "replay.jsonl", [])
+    (folder / "about.json").write_text('{"replay_ratio": 0.0, "counts": {}}')
+    return folder

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,27 +26,15 @@ from metier.pipeline import run
 from metier.recipe import load_recipe
 
 pytest.importorskip("s3fs")
-server = pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
+def endpoint(s3_server: str) -> str:
     """An S3-compatible server on this machine, with a bucket."""
     import boto3
 
-    found = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    found.start()
-    host, port = found.get_host_and_port()
-    url = f"http://{host}:{port}"
-    given = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": url}
-    given |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-    patch = pytest.MonkeyPatch()
-    for name, value in given.items():
-        patch.setenv(name, value)
-    boto3.client("s3", endpoint_url=url).create_bucket(Bucket="bucket")
-    yield url
-    patch.undo()
-    found.stop()
+    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket="bucket")
+    return s3_server
 
 
 @pytest.fixture

@@ -46,13 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    texts = [f"the crab digs, number {i}. " * (1 + i % 5) for i in range(24)]
-    write_jsonl(folder / "train.jsonl", [{"id": f"d{i}", "text": text} for i, text in enumerate(texts)])
-    write_jsonl(folder / "heldout.jsonl", [{"id": "h", "text": "the crab digs again"}])
-    write_jsonl(folder / "replay.jsonl", [])
-    (folder / "about.json").write_text('{"replay_ratio": 0.0, "counts": {}}')
-    return folder
+    return fakes.save_documents(tmp_path_factory.mktemp("data") / "documents")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """A corpus in a bucket of a server on this machine: read as it is trained on, stopped, gone on with, refused."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,19 @@ from metier.pipeline import run
 from metier.recipe import load_recipe
 
 pytest.importorskip("s3fs")
-server = pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
+def bucket(s3_server: str) -> Any:
     import boto3
 
-    found = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    found.start()
-    host, port = found.get_host_and_port()
-    url = f"http://{host}:{port}"
-    given = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": url}
-    given |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-    patch = pytest.MonkeyPatch()
-    for name, value in given.items():
-        patch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=url)
+    client = boto3.client("s3", endpoint_url=s3_server)
     client.create_bucket(Bucket="corpora")
     for shard in range(6):
         rows = [{"text": f"the crab {20 * shard + i} digs in sand. " * (1 + i % 4)} for i in range(20)]
         body = "".join(json.dumps(row) + "\n" for row in rows).encode()
         client.put_object(Bucket="corpora", Key=f"bay/part-{shard}.jsonl", Body=body)
-    yield client
-    patch.undo()
-    found.stop()
+    return client
 
 
 def recipe(folder: Path, base: Path, path: str) -> Path:

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -226,22 +226,10 @@ class Elsewhere:
 
         Raises at the end what the last push met; what earlier ones met is tried again.
         """
-        over = threading.Event()
-
-        def work() -> None:
-            while not over.wait(LOOK_SECONDS):
-                try:
-                    self.push_state(key, state)
-                except (MetierError, OSError):  # a checkpoint that goes meanwhile; no answer for a while: again later
-                    continue
-
-        thread = threading.Thread(target=work, name="state to the store", daemon=True)
-        thread.start()
         try:
-            yield
+            with _again_and_again(lambda: self.push_state(key, state), LOOK_SECONDS, "state to the store"):
+                yield
         finally:
-            over.set()
-            thread.join()
             if any(state.iterdir()) if state.is_dir() else False:
                 self.push_state(key, state)
 
@@ -250,23 +238,16 @@ class Elsewhere:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Hold a sign that a run works here."""
-        name, over = f"running/{secrets.token_hex(8)}", threading.Event()
-        self._write(name, f"{time.time()}\n".encode())
+        name = f"running/{secrets.token_hex(8)}"
 
-        def work() -> None:
-            while not over.wait(SIGN_SECONDS):
-                try:
-                    self._write(name, f"{time.time()}\n".encode())
-                except MetierError:  # no answer for a while: again later
-                    continue
+        def sign() -> None:
+            self._write(name, f"{time.time()}\n".encode())
 
-        thread = threading.Thread(target=work, name="sign in the store", daemon=True)
-        thread.start()
+        sign()
         try:
-            yield
+            with _again_and_again(sign, SIGN_SECONDS, "sign in the store"):
+                yield
         finally:
-            over.set()
-            thread.join()
             self._remove([name])
 
     def check_alone(self) -> None:
@@ -353,3 +334,24 @@ class Elsewhere:
                     system.rm_file(path)
                 except FileNotFoundError:
                     continue
+
+
+@contextmanager
+def _again_and_again(work: Callable[[], None], seconds: float, name: str) -> Iterator[None]:
+    """Do it every so many seconds, on a thread. What fails is tried again the next time."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(seconds):
+            try:
+                work()
+            except (MetierError, OSError):  # no answer for a while; a checkpoint that goes meanwhile
+                continue
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

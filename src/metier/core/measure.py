@@ -50,7 +50,7 @@ class PeakMemory:
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
 
     def __enter__(self) -> Self:
-        for outer in self._open:  # before what they would read is set back
+        for outer in list(self._open):  # before what they would read is set back
             outer._look()
         self._exact = _set_back()
         self._open.append(self)

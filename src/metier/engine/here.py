@@ -6,8 +6,8 @@ follows from all prompts, so a run that goes on later gets the bits that it woul
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from metier.core.errors import DataError, ModelError
-from metier.engine.interface import Asking, Choice, Prompts, Said, Schema, Share, best
+from metier.core.errors import DataError
+from metier.engine.interface import Asking, Choice, Prompts, Said, Schema, Share, best, refuse_schema
 from metier.engine.likelihood import Fork, fork_logprobs
 from metier.engine.local import answers as speak
 from metier.models.load import Loaded
@@ -63,12 +63,7 @@ class LocalEngine:
         should_stop: Callable[[], bool] | None = None,
     ) -> Iterator[list[tuple[int, Said]]]:
         """As `interface.Engine.answers`. Raises ModelError for a schema: nothing here holds a model to one."""
-        if schema is not None:
-            raise ModelError(
-                "a model that runs here cannot be held to a JSON schema",
-                value=self._name,
-                cure="let it choose among labels, or serve it (vLLM, llama.cpp) and name the endpoint",
-            )
+        refuse_schema(schema, self._name)
         encoded, asking = self.encoded(prompts), self._asking
         for finished in speak(
             self._loaded,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from metier.core.errors import ModelError
 from metier.core.fingerprint import Json
 from metier.text.nouns import Message
 
@@ -135,3 +136,13 @@ class Engine(Protocol):
 def best(logprobs: Sequence[float]) -> int:
     """The likeliest, the first of several."""
     return max(range(len(logprobs)), key=lambda i: (logprobs[i], -i))
+
+
+def refuse_schema(schema: Schema | None, name: str) -> None:
+    """Raise ModelError for a schema: nothing holds a model to one that this project itself runs."""
+    if schema is not None:
+        raise ModelError(
+            "a model that runs here cannot be held to a JSON schema",
+            value=name,
+            cure="let it choose among labels, or serve it (vLLM, llama.cpp) and name the endpoint",
+        )

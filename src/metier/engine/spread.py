@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metier.core.errors import ModelError
 from metier.core.workers import Spread
-from metier.engine.interface import Asking, Choice, Prompts, Said, Schema, Share
+from metier.engine.interface import Asking, Choice, Prompts, Said, Schema, Share, refuse_schema
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ class SpreadEngine:
         should_stop: Callable[[], bool] | None = None,
     ) -> Iterator[list[tuple[int, Said]]]:
         """As `interface.Engine.answers`, without schemas, as `LocalEngine`."""
-        if schema is not None:
-            raise ModelError("a model that runs here cannot be held to a JSON schema", value=self._part.name)
+        refuse_schema(schema, self._part.name)
         yield from self._found(replace(self._part, prompts=prompts, done=frozenset(done)), should_stop)
 
     def choices(
