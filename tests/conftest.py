@@ -70,6 +70,18 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(params=[True, False], ids=["kernels", "torch"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether what stands between products is done by our own kernels, where a C compiler is, or by torch."""
+    from metier.train.fast import ops
+
+    if not request.param:
+        monkeypatch.setattr(ops, "native", lambda: None)
+    elif ops.native() is None:
+        pytest.skip("no C compiler")
+    return bool(request.param)
+
+
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[str]:
     """An S3-compatible server on this machine without a bucket, named in the environment. Its URL."""

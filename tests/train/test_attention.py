@@ -13,6 +13,8 @@ from metier.train.batches import shared_prefix
 from metier.train.forward import Forward
 from metier.train.rows import Row, pack
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 HEADS, GROUPS, WIDTH = 4, 2, 8
 SCALE = 0.3
 KERNELS = {"strips": 640, "in small pieces": 640, "both": 30, "fused": 8}

@@ -39,6 +39,8 @@ from metier.train.forward import Forward, check_exact, frozen_blocks
 from metier.train.precision import Precision
 from metier.train.rows import Row, pack
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 KINDS = ("llama", "llama-untied", "gpt2")
 MODES = ("full", "lora", "last block", "head")
 DATA = ("all", "sft", "sparse")

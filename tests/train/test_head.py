@@ -9,6 +9,8 @@ from metier.train import head
 from metier.train.fast import ops
 from metier.train.head import HeadLoss
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 T, C, V = 37, 16, 53
 
 

@@ -15,6 +15,8 @@ from metier.train.fast import ops
 from metier.train.forward import Forward, check_exact
 from metier.train.int8 import Int8Linear, Int8Stack, Int8Weight, joined, quantize_, quantized
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 N, IN, OUT = 40, 64, 96
 
 

@@ -131,9 +131,9 @@ def kernels_line(device: "torch.device") -> str:
     """How what stands between matrix products is computed on this machine."""
     from metier.train.fast import ops
 
-    if device.type == "cpu":
-        return "norms and activations by torch's operations, a few rows at a time"
-    if ops.kernels() is None:
+    if device.type == "cpu" and ops.native() is None:
+        return "norms and activations by torch's operations: a C compiler (gcc) would make training 4 to 14 % faster"
+    if device.type != "cpu" and ops.kernels() is None:
         return "norms and activations by torch's operations: Triton cannot build ours here (it needs a C compiler)"
     return "norms, activations, rounding to int8 and the head's gradient in kernels of our own, held against torch's"
 

@@ -86,10 +86,14 @@ def _check_outside(folder: Path) -> None:
         check_fits(folder)
 
 
+def cache_folder() -> Path:
+    """Where what is made once for this machine is kept."""
+    return Path(os.environ.get(CACHE) or "~/.cache/metier").expanduser().absolute()
+
+
 def stand_in(name: str) -> Path:
     """The folder of a tiny model; making it, where it is not there yet, takes seconds and torch."""
-    root = Path(os.environ.get(CACHE) or "~/.cache/metier").expanduser().absolute()
-    folder = root / STAND_INS_FORMAT / name
+    folder = cache_folder() / STAND_INS_FORMAT / name
     if not folder.is_dir():
         from metier.models.standins import make
 

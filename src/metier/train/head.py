@@ -150,9 +150,9 @@ def _to_gradient(
 
     said: a teacher's log-probabilities (T, V) and its share of the loss.
     """
-    gpu = fused(scores)
-    if gpu is not None and said is None:
-        whole: Tensor = gpu.to_gradient(scores, targets, weights, smoothing, needed=needed)
+    kernel = fused(scores)
+    if kernel is not None and said is None:
+        whole: Tensor = kernel.to_gradient(scores, targets, weights, smoothing, needed=needed)
         return whole
     total = torch.zeros((), dtype=torch.float32, device=scores.device)
     vocabulary = scores.shape[1]

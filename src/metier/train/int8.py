@@ -29,9 +29,9 @@ ROWS = 32
 
 def quantized(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Each row of x (N, C), its columns first multiplied by `columns`, as int8 (N, C) and its scale (N, 1), float32."""
-    gpu = fused(x)
-    if gpu is not None:
-        both: tuple[Tensor, Tensor] = gpu.quantized(x, columns)
+    kernel = fused(x)
+    if kernel is not None:
+        both: tuple[Tensor, Tensor] = kernel.quantized(x, columns)
         return both
     out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
@@ -48,8 +48,10 @@ def quantized_together(xs: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple
     """Matrices (N, C) side by side, each one's columns first multiplied by its `columns`: int8 and its scale (N, 1)."""
     if len(xs) == 1:
         return quantized(xs[0], columns[0])
-    if fused(xs[0]) is not None:
-        return quantized(torch.cat(list(xs), 1), torch.cat(list(columns)))
+    kernel = fused(xs[0])
+    if kernel is not None:
+        found: tuple[Tensor, Tensor] = kernel.quantized_together(xs, columns)
+        return found
     sizes = [x.shape[1] for x in xs]
     out = torch.empty(len(xs[0]), sum(sizes), dtype=torch.int8, device=xs[0].device)
     scales = torch.empty(len(out), 1, dtype=torch.float32, device=out.device)
@@ -65,9 +67,9 @@ def quantized_together(xs: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple
 
 def scaled(sums: Tensor, rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> Tensor:
     """int32 sums (N, C) times scales of rows (N, 1) and columns (C,), in `dtype`."""
-    gpu = fused(sums)
-    if gpu is not None:
-        whole: Tensor = gpu.scaled(sums, rows, columns, dtype)
+    kernel = fused(sums)
+    if kernel is not None:
+        whole: Tensor = kernel.scaled(sums, rows, columns, dtype)
         return whole
     out = torch.empty(sums.shape, dtype=dtype, device=sums.device)
     for part in parts(sums):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metier.train.fast.ops import fused
 from metier.train.rows import Bucket, Places, Row
 
 SHORT = 640
@@ -55,7 +56,8 @@ class Fold:
     groups: G. from_queries, from_keys: for each place, which of the row's N x G lines stands there (a line is what a
     token has for one key head). to_queries, to_keys: for each such line of the tokens here, in the row's order, its
     place. pads: places of queries that hold no token's. lines: which lines of the row those of `to_keys` are; None for
-    all of them. tokens: which tokens have their queries here, ascending; None for all of them.
+    all of them. tokens: which tokens have their queries here, ascending; None for all of them. kept: what queries see,
+    once it was worked out.
     """
 
     groups: int
@@ -67,7 +69,7 @@ class Fold:
     to_keys: Tensor
     lines: Tensor | None
     tokens: Tensor | None
-    masks: dict[Any, Tensor] = field(default_factory=dict)
+    kept: dict[Any, Tensor] = field(default_factory=dict)
 
 
 def is_short(key: Bucket, prefix: int) -> bool:
@@ -150,7 +152,7 @@ class _Short(torch.autograd.Function):
         queries = q.reshape(-1, shared * width).index_select(0, fold.from_queries)
         keys, values = (x.reshape(-1, width).index_select(0, fold.from_keys) for x in (k, v))
         out, drawn = torch.empty_like(queries), []
-        for strip in _strips(fold, shared, k.dtype):
+        for strip in _strips(fold, shared):
             weights = strip.weights(queries, keys, scale)
             drawn.append((torch.rand_like(weights, dtype=torch.float32) >= dropout) if dropout else None)
             torch.bmm(_dropped(weights, drawn[-1], dropout), strip.of_keys(values), out=strip.of_queries(out))
@@ -165,7 +167,7 @@ class _Short(torch.autograd.Function):
         of_queries, of_keys = ctx.shapes
         outs = _folded(grads[0].reshape(-1, queries.shape[1]), fold)
         d_queries, d_keys, d_values = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
-        for strip, kept in zip(_strips(fold, of_queries[1] // fold.groups, keys.dtype), drawn, strict=True):
+        for strip, kept in zip(_strips(fold, of_queries[1] // fold.groups), drawn, strict=True):
             weights, out = strip.weights(queries, keys, ctx.scale), strip.of_queries(outs)
             strip.of_keys(d_values).add_(torch.bmm(_dropped(weights, kept, ctx.dropout).transpose(1, 2), out))
             d_weights = _dropped(torch.bmm(out, strip.of_keys(values).transpose(1, 2)), kept, ctx.dropout)
@@ -215,7 +217,8 @@ class _Strip:
     """Some queries of some sequences of a part, and the keys that the last of them sees.
 
     lines: the part's S x G. shared: r. batch: which of the lines. rows: which of their L x r queries. seen: how many
-    keys. mask: what is added to the scores.
+    keys. visible: how many of them each of the queries sees, int32 (1 or the lines, rows).
+    kept: the fold's.
     """
 
     part: Part
@@ -224,7 +227,8 @@ class _Strip:
     batch: slice
     rows: slice
     seen: int
-    mask: Tensor
+    visible: Tensor
+    kept: dict[Any, Tensor]
 
     def of_queries(self, x: Tensor) -> Tensor:
         """Of what is laid out as queries are: (lines, rows, D)."""
@@ -236,14 +240,32 @@ class _Strip:
 
     def weights(self, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
         """The softmax of the scores: (lines, rows, keys)."""
-        seen = self.of_keys(keys).transpose(1, 2)
-        return torch.softmax(torch.baddbmm(self.mask, self.of_queries(queries), seen, alpha=scale), -1)
+        asked, seen = self.of_queries(queries), self.of_keys(keys).transpose(1, 2)
+        kernel = fused(queries)
+        if kernel is not None:
+            whole: Tensor = kernel.softmax_(torch.bmm(asked, seen), self.visible, scale)
+            return whole
+        return torch.softmax(torch.baddbmm(self.mask(queries.dtype), asked, seen, alpha=scale), -1)
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """0 where a query sees a key, else minus infinity: adding that takes a quarter of the time of filling it in.
+
+        Kept where it is the same for all sequences, and so small.
+        """
+        alike, key = len(self.visible) == 1, (id(self.visible), self.seen, dtype)
+        if not alike or key not in self.kept:
+            future = torch.arange(self.seen) >= self.visible[..., None]
+            mask = torch.zeros(future.shape, dtype=dtype).masked_fill_(future, float("-inf"))
+            if not alike:
+                return mask
+            self.kept[key] = mask
+        return self.kept[key]
 
 
-def _strips(fold: Fold, shared: int, dtype: torch.dtype) -> Iterator[_Strip]:
-    """All strips of a row. shared: r. dtype: of the products."""
+def _strips(fold: Fold, shared: int) -> Iterator[_Strip]:
+    """All strips of a row. shared: r."""
     groups = fold.groups
-    for number, part in enumerate(fold.parts):
+    for part in fold.parts:
         at_once = max(1, SCORES // (groups * shared * max(1, min(part.asked, STRIP)) * part.seen))
         for first in range(0, part.sequences, at_once):
             some = slice(first, min(first + at_once, part.sequences))
@@ -252,35 +274,25 @@ def _strips(fold: Fold, shared: int, dtype: torch.dtype) -> Iterator[_Strip]:
                 stop = min(part.asked, start + STRIP)
                 last = stop if part.own is None else _round(int(part.own[some, stop - 1].max()) + 1)
                 seen = min(part.seen, part.prefix + last)
-                mask = _mask(fold, number, some, slice(start, stop), seen, shared, dtype)
+                visible = _visible(fold, part, some, slice(start, stop), shared)
                 rows = slice(start * shared, stop * shared)
-                yield _Strip(part, part.sequences * groups, shared, batch, rows, seen, mask)
+                yield _Strip(part, part.sequences * groups, shared, batch, rows, seen, visible, fold.kept)
 
 
 def _round(keys: int) -> int:
     return -(-keys // ROUND) * ROUND
 
 
-def _mask(fold: Fold, number: int, some: slice, asked: slice, seen: int, shared: int, dtype: torch.dtype) -> Tensor:
-    """0 where a query sees a key, else minus infinity: adding that takes a quarter of the time of filling it in.
-
-    Kept with the fold where it is the same for all sequences, and so small.
-    """
-    part = fold.parts[number]
+def _visible(fold: Fold, part: Part, some: slice, asked: slice, shared: int) -> Tensor:
+    """How many keys each query sees, int32 (1 or S x G, L x r): one line where it is the same for all sequences."""
     if part.own is not None:
-        unseen = _unseen(part.own[some, asked] + part.prefix, seen, dtype)
-        return unseen.repeat_interleave(shared, 1).repeat_interleave(fold.groups, 0)
-    key = (part.prefix, asked.start, asked.stop, seen, shared, dtype)
-    if key not in fold.masks:
+        last = part.own[some, asked] + part.prefix
+        return (last + 1).int().repeat_interleave(shared, 1).repeat_interleave(fold.groups, 0)
+    key = (part.prefix, asked.start, asked.stop, shared)
+    if key not in fold.kept:
         last = torch.arange(asked.start, asked.stop)[None] + part.prefix
-        fold.masks[key] = _unseen(last, seen, dtype).repeat_interleave(shared, 1)
-    return fold.masks[key]
-
-
-def _unseen(last: Tensor, seen: int, dtype: torch.dtype) -> Tensor:
-    """last: for each query the last key that it sees, (S, L). (S, L, seen)."""
-    future = torch.arange(seen) > last[..., None]
-    return torch.zeros(future.shape, dtype=dtype).masked_fill_(future, float("-inf"))
+        fold.kept[key] = (last + 1).int().repeat_interleave(shared, 1)
+    return fold.kept[key]
 
 
 def _dropped(x: Tensor, kept: Tensor | None, share: float) -> Tensor:

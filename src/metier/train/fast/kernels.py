@@ -7,10 +7,10 @@ and `head` use these where `ops.fused` says so, and their own forms elsewhere; t
 All take contiguous matrices and compute in float32. Shapes: N rows, C columns, H heads, D head_dim, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,8 +21,6 @@ PARTS = 512
 """Programs among which a norm's rows are dealt, each of which adds up the weight's gradient by itself."""
 SCORES = 8192
 """Scores that one program looks at together."""
-ROUNDED = 8
-"""Which of the comparisons in `agree` is of rounded numbers."""
 
 
 def _warps(block: int) -> int:
@@ -244,6 +242,11 @@ def quantized(x: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
     return out, scales
 
 
+def quantized_together(xs: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The same of several matrices (N, C) side by side."""
+    return quantized(torch.cat(list(xs), 1), torch.cat(list(columns)))
+
+
 def scaled(sums: Tensor, rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> Tensor:
     """int32 sums (N, C), perhaps some columns of a wider matrix, times scales of rows and columns, in `dtype`."""
     count, width = sums.shape
@@ -278,41 +281,6 @@ def to_gradient(scores: Tensor, targets: Tensor, weights: Tensor | None, smoothi
             num_warps=_warps(block),
         )
     return losses.sum()
-
-
-def agree(device: torch.device) -> bool:
-    """Whether each kernel gives there what torch's own operations give: asked once, before any is used."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        return _agree(device)
-
-
-def _agree(device: torch.device) -> bool:
-    own = torch.Generator().manual_seed(0)
-    x, y, g = (torch.randn(5, 24, generator=own).to(device) for _ in range(3))
-    weight = (torch.rand(24, generator=own) + 0.5).to(device).requires_grad_()
-    targets, half = torch.tensor([0, 7, 23, 5, 1], device=device), x[:, :12]
-    cos, sin = (f(torch.cat([half, half], 1)) for f in (torch.cos, torch.sin))
-    turned = x * cos + torch.cat([-x[:, 12:], x[:, :12]], 1) * sin
-    rounded, scales = quantized(x, None)
-    scores = x.clone()
-    one, two, three, four = (t.clone().requires_grad_() for t in (x, x, y, x))
-    norm = F.rms_norm(one, (24,), weight, 1e-5)
-    gated = F.silu(two) * three
-    loss = F.cross_entropy(four, targets, reduction="sum", label_smoothing=0.1)
-    of_x, of_weight = torch.autograd.grad(norm, (one, weight), g)
-    found = [
-        (rms(x, weight.detach(), 1e-5, torch.float32), norm),
-        *zip(rms_backward(g, x, weight, 1e-5), (of_x, of_weight), strict=True),
-        (swiglu(x, y), gated),
-        *zip(swiglu_backward(g, x, y), torch.autograd.grad(gated, (two, three), g), strict=True),
-        (rotated(x[:, None], cos, sin, back=False)[:, 0], turned),
-        (rotated(turned[:, None], cos, sin, back=True)[:, 0], x),
-        (scaled(rounded.int(), scales, None, torch.float32) / scales, x / scales),
-        (to_gradient(scores, targets, None, 0.1, needed=True), loss),
-        (scores, torch.autograd.grad(loss, four)[0]),
-    ]
-    near = [1.0 if index == ROUNDED else 1e-3 for index in range(len(found))]
-    return all(a is not None and (a - b).abs().max() <= e for (a, b), e in zip(found, near, strict=True))
 
 
 def _grid(x: Tensor) -> tuple[int]:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from metier.train.fast.agreement import agree
+
 ELEMENTS = 2**19
 """Numbers at a time on a CPU: two megabytes in float32."""
 
@@ -30,6 +32,9 @@ def parts(x: Tensor) -> Iterator[slice]:
 
 def fused(x: Tensor) -> ModuleType | None:
     """The kernels for where x is, None where there are none."""
+    if x.device.type == "cpu":
+        found = native()
+        return found if found is not None and found.suits(x) else None
     return kernels() if x.device.type == "cuda" else None
 
 
@@ -46,8 +51,19 @@ def kernels() -> ModuleType | None:
     try:
         from metier.train.fast import kernels as found
 
-        return found if found.agree(torch.device("cuda")) else None
+        return found if agree(found, torch.device("cuda")) else None
     except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError):
+        return None
+
+
+@cache
+def native() -> ModuleType | None:
+    """`native`, if a C compiler is there, can build it, and it gives here what it should."""
+    try:
+        from metier.train.fast import native as found
+
+        return found if all(agree(found, torch.device("cpu"), dtype) for dtype in found.TYPES) else None
+    except (AttributeError, OSError, subprocess.SubprocessError):
         return None
 
 
@@ -85,9 +101,9 @@ class RmsNorm:
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """(N, C)."""
-        gpu = fused(x)
-        if gpu is not None:
-            whole: Tensor = gpu.rms(x, weight, self.eps, self.dtype)
+        kernel = fused(x)
+        if kernel is not None:
+            whole: Tensor = kernel.rms(x, weight, self.eps, self.dtype)
             return whole
         out = torch.empty(x.shape, dtype=self.dtype, device=x.device)
         scale = weight.float()
@@ -98,9 +114,9 @@ class RmsNorm:
 
     def backward(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Of x and, where it trains, of the weight."""
-        gpu = fused(x)
-        if gpu is not None:
-            dx, d_weight = gpu.rms_backward(grad, x, weight, self.eps)
+        kernel = fused(x)
+        if kernel is not None:
+            dx, d_weight = kernel.rms_backward(grad, x, weight, self.eps)
             return dx, None if d_weight is None else d_weight.to(weight.dtype)
         dx = torch.empty_like(x)
         trains = weight.requires_grad
@@ -153,9 +169,9 @@ class SwiGlu:
 
     def forward(self, gate: Tensor, up: Tensor) -> Tensor:
         """(N, C)."""
-        gpu = fused(gate)
-        if gpu is not None:
-            whole: Tensor = gpu.swiglu(gate, up)
+        kernel = fused(gate)
+        if kernel is not None:
+            whole: Tensor = kernel.swiglu(gate, up)
             return whole
         out = torch.empty_like(gate)
         for part in parts(gate):
@@ -164,9 +180,9 @@ class SwiGlu:
 
     def backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         """Of gate and up."""
-        gpu = fused(gate)
-        if gpu is not None:
-            both: tuple[Tensor, Tensor] = gpu.swiglu_backward(grad, gate, up)
+        kernel = fused(gate)
+        if kernel is not None:
+            both: tuple[Tensor, Tensor] = kernel.swiglu_backward(grad, gate, up)
             return both
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         for part in parts(gate):
@@ -222,9 +238,9 @@ class Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
-    gpu = fused(x)
-    if gpu is not None:
-        whole: Tensor = gpu.rotated(x, cos, sin, back=back)
+    kernel = fused(x)
+    if kernel is not None:
+        whole: Tensor = kernel.rotated(x, cos, sin, back=back)
         return whole
     half = x.shape[-1] // 2
     sin = -sin if back else sin

@@ -1,0 +1,53 @@
+"""Whether kernels of our own (`kernels` on a GPU, `native` on a CPU) give what torch's own operations give: asked once,
+before any is used, on the machine that is to use them.
+"""
+
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+NEAR = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""The largest difference that counts as none, of numbers around 1."""
+
+
+def agree(kernels: ModuleType, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether each of the kernels does, on numbers of that type."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        return all(
+            a is not None and a.shape == b.shape and bool((a.float() - b.float()).abs().max() <= near)
+            for a, b, near in _compared(kernels, device, dtype)
+        )
+
+
+def _compared(
+    kernels: ModuleType, device: torch.device, dtype: torch.dtype
+) -> list[tuple[Tensor | None, Tensor, float]]:
+    """What a kernel gave, what torch gives, and how far they may be apart."""
+    own = torch.Generator().manual_seed(0)
+    x, y, g = (torch.randn(5, 24, generator=own).to(device, dtype) for _ in range(3))
+    weight = (torch.rand(24, generator=own) + 0.5).to(device).requires_grad_()
+    targets, half = torch.tensor([0, 7, 23, 5, 1], device=device), x[:, :12]
+    cos, sin = (f(torch.cat([half, half], 1)) for f in (torch.cos, torch.sin))
+    turned = x * cos + torch.cat([-x[:, 12:], x[:, :12]], 1) * sin
+    rounded, scales = kernels.quantized(x, None)
+    scores = x.clone()
+    one, two, three, four = (t.detach().float().requires_grad_() for t in (x, x, y, x))
+    norm = F.rms_norm(one, (24,), weight, 1e-5)
+    gated = F.silu(two) * three
+    loss = F.cross_entropy(four, targets, reduction="sum", label_smoothing=0.1)
+    of_x, of_weight = torch.autograd.grad(norm, (one, weight), g.float())
+    of_loss = kernels.to_gradient(scores, targets, None, 0.1, needed=True)
+    near = NEAR[dtype]
+    pairs = [
+        (kernels.rms(x, weight.detach(), 1e-5, dtype), norm),
+        *zip(kernels.rms_backward(g, x, weight, 1e-5), (of_x, of_weight), strict=True),
+        (kernels.swiglu(x, y), gated),
+        *zip(kernels.swiglu_backward(g, x, y), torch.autograd.grad(gated, (two, three), g.float()), strict=True),
+        (kernels.rotated(x[:, None], cos, sin, back=False)[:, 0], turned),
+        (of_loss / len(x), loss / len(x)),
+        (scores, torch.autograd.grad(loss, four)[0]),
+    ]
+    back = kernels.scaled(rounded.int(), scales, None, dtype) / scales
+    return [(a, b, near) for a, b in pairs] + [(back, x / scales, 1.0)]
