@@ -10,7 +10,7 @@ import torch
 
 from metier.core.machine import Machine
 from metier.train import varlen
-from metier.train.fast import ops
+from metier.train.fast import native, ops
 from metier.train.precision import Precision
 
 doctor = import_module("metier.cli.doctor")  # the package holds a command of the same name
@@ -61,11 +61,23 @@ def test_what_quantising_means_follows_from_the_speeds():
 
 @pytest.mark.parametrize(
     ("device", "found", "said"),
-    [("cpu", None, "gcc"), ("cpu", print, "of our own"), ("cuda", None, "C compiler"), ("cuda", print, "of our own")],
+    [
+        ("cpu", None, "could not be built"),
+        ("cpu", print, "of our own"),
+        ("cuda", None, "C compiler"),
+        ("cuda", print, "of our own"),
+    ],
 )
 def test_whether_our_kernels_are_used(device: str, found: object, said: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ops, "native" if device == "cpu" else "kernels", lambda: found)
+    monkeypatch.setattr(native, "compiler", lambda: "cc")
     assert said in doctor.kernels_line(torch.device(device))
+
+
+def test_without_a_compiler_it_says_what_one_would_give(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ops, "native", lambda: None)
+    monkeypatch.setattr(native, "compiler", lambda: None)
+    assert "gcc" in doctor.kernels_line(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
