@@ -163,6 +163,21 @@ def test_softmax_of_the_keys_that_each_query_sees(own: bool, dtype: torch.dtype)
     assert not found[hidden.expand_as(found)].any()
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_done_again_on_the_way_back(kernels: Kernels, plain: pytest.MonkeyPatch, dtype: torch.dtype):
+    x, y, grad = (kernels.some(9, 40, dtype=dtype, seed=seed) for seed in range(3))
+    weight = kernels.some(40, seed=3).requires_grad_()
+    for before, other in ((RmsNorm(1e-5, dtype), weight), (SwiGlu(), y)):
+        wanted, of_wanted = ops.again(before, grad, (x, other))  # through torch
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops, "fused", lambda _: kernels.module)
+            found, of_found = ops.again(before, grad, (x, other))
+        for one, two in zip((found, *of_found), (wanted, *of_wanted), strict=True):
+            assert one is not None
+            assert two is not None
+            assert_near(one, two, dtype)
+
+
 @needs_compiler
 def test_matrices_side_by_side_are_rounded_as_one():
     xs, by = [torch.randn(9, 16), torch.randn(9, 40)], [torch.rand(16), torch.rand(40)]

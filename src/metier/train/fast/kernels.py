@@ -198,6 +198,16 @@ def rms_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[T
     return dx, sums.sum(0) if trains else None
 
 
+def rms_again(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`rms` in the gradient's type, and the gradients of x and, where it trains, of the weight (float32)."""
+    return rms(x, weight, eps, grad.dtype), *rms_backward(grad, x, weight, eps)
+
+
+def swiglu_again(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`swiglu`, and the gradients of gate and up."""
+    return swiglu(gate, up), *swiglu_backward(grad, gate, up)
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
     gate, up = gate.contiguous(), up.contiguous()

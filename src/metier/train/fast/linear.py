@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from metier.models.quantized import Packed
-from metier.train.fast.ops import Apply, Before, parts, summed
+from metier.train.fast.ops import Apply, Before, again, parts, summed
 from metier.train.int8 import Int8Linear, Int8Stack, Int8Weight
 
 TINY = 1e-24
@@ -299,20 +299,24 @@ class _Project(torch.autograd.Function):
         gains, outs = extra[: len(grads)], extra[len(grads) :]
         given = grads
         grads = tuple(dy if gain is None else (dy * gain).to(dy.dtype) for dy, gain in zip(grads, gains, strict=True))
-        x = ctx.before.forward(*inputs)
         share: float = ctx.share
-        dropped = x if kept is None else x * kept / (1 - share)
         wanted = ctx.needs_input_grad[5:]
         wants_x = any(wanted[:count])
         dx: Tensor | None = ctx.stack.backward(grads) if wants_x else None
         d_thin = _thin_grad(ctx.linears, grads)
-        of_a = None if d_thin is None else d_thin.t() @ dropped
         if dx is not None and d_thin is not None:
-            a = _downs(ctx.linears, x.dtype)
+            a = _downs(ctx.linears, dx.dtype)
             if kept is None:
                 dx.addmm_(d_thin, a)
             else:
                 dx += (d_thin @ a).mul_(kept).div_(1 - share)
+        of_inputs: tuple[Tensor | None, ...] = (None,) * count
+        if dx is None:
+            x = ctx.before.forward(*inputs)
+        else:
+            x, of_inputs = again(ctx.before, dx, inputs)
+        dropped = x if kept is None else x * kept / (1 - share)
+        of_a = None if d_thin is None else d_thin.t() @ dropped
         found: list[Tensor | None] = []
         start = 0
         for index, (linear, dy) in enumerate(zip(ctx.linears, grads, strict=True)):
@@ -327,7 +331,6 @@ class _Project(torch.autograd.Function):
             found.append(None if of_a is None else of_a[rows].to(adapter.a.dtype))
             found.append((dy.t() @ thin[:, rows]).to(adapter.b.dtype).mul_(adapter.scale))
             found.append(_magnitude_grad(linear, given[index], outs[index]))
-        of_inputs = ctx.before.backward(dx, *inputs) if dx is not None else (None,) * count
         return *[None] * 5, *of_inputs, *found
 
 

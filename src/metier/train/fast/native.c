@@ -78,12 +78,12 @@ void rms(const void *x, const float *weight, void *out, size rows, size columns,
     }
 }
 
-/* d_weight: PARTS x columns, zeros, or none. */
-void rms_backward(const void *grad, const void *x, const float *weight, void *dx, float *d_weight, size rows,
-                  size columns, float eps, int half_grad, int half) {
+/* again: what rms gave, in the type of the gradient. d_weight: PARTS x columns, zeros, or none. */
+void rms_backward(const void *grad, const void *x, const float *weight, void *again, void *dx, float *d_weight,
+                  size rows, size columns, float eps, int half_grad, int half) {
     #pragma omp parallel if (rows * columns > SMALL)
     {
-        float *h = malloc(2 * columns * sizeof(float)), *g = h + columns;
+        float *h = malloc(3 * columns * sizeof(float)), *g = h + columns, *o = g + columns;
         #pragma omp for
         for (size part = 0; part < PARTS; part++) {
             float *sums = d_weight ? d_weight + part * columns : 0;
@@ -91,7 +91,11 @@ void rms_backward(const void *grad, const void *x, const float *weight, void *dx
                 widen(h, at(x, row * columns, half), columns, half);
                 widen(g, at(grad, row * columns, half_grad), columns, half_grad);
                 float inverse = 1.0f / __builtin_sqrtf(squares(h, columns) / columns + eps), along = 0;
-                for (size i = 0; i < columns; i++) h[i] *= inverse;
+                for (size i = 0; i < columns; i++) {
+                    h[i] *= inverse;
+                    o[i] = h[i] * weight[i];
+                }
+                narrow(into(again, row * columns, half_grad), o, columns, half_grad);
                 if (sums)
                     for (size i = 0; i < columns; i++) sums[i] += g[i] * h[i];
                 #pragma omp simd reduction(+ : along)
@@ -120,20 +124,23 @@ void swiglu(const void *gate, const void *up, void *out, size count, int half) {
     }
 }
 
-void swiglu_backward(const void *grad, const void *gate, const void *up, void *d_gate, void *d_up, size count,
-                     int half) {
+/* again: what swiglu gave. */
+void swiglu_backward(const void *grad, const void *gate, const void *up, void *again, void *d_gate, void *d_up,
+                     size count, int half) {
     #pragma omp parallel for if (count > SMALL)
     for (size start = 0; start < count; start += CHUNK) {
-        float d[CHUNK], g[CHUNK], u[CHUNK];
+        float d[CHUNK], g[CHUNK], u[CHUNK], o[CHUNK];
         size n = count - start < CHUNK ? count - start : CHUNK;
         widen(d, at(grad, start, half), n, half);
         widen(g, at(gate, start, half), n, half);
         widen(u, at(up, start, half), n, half);
         for (size i = 0; i < n; i++) {
             float s = sigmoid(g[i]);
+            o[i] = g[i] * s * u[i];
             u[i] *= d[i] * s * (1.0f + g[i] * (1.0f - s));
             g[i] *= d[i] * s;
         }
+        narrow(into(again, start, half), o, n, half);
         narrow(into(d_up, start, half), g, n, half);
         narrow(into(d_gate, start, half), u, n, half);
     }
@@ -216,11 +223,11 @@ void scale(const int32_t *sums, size stride, const float *by_row, const float *b
     }
 }
 
-static float exponentials(float *x, size n, float less) { /* e^(x - less) in place of x; their sum */
+static float exponentials(float *x, size n, float less, float by) { /* e^(by (x - less)) in place of x; their sum */
     float sum = 0;
     #pragma omp simd reduction(+ : sum)
     for (size i = 0; i < n; i++) {
-        x[i] = power(x[i] - less);
+        x[i] = power((x[i] - less) * by);
         sum += x[i];
     }
     return sum;
@@ -233,7 +240,7 @@ static float largest(const float *x, size n) {
     return most;
 }
 
-/* Of scores, `lines` x rows x keys, times `by`, the softmax over the first visible[row] keys, in their place; 0 for the
+/* Of scores, `lines` x rows x keys, times `by` (above 0), the softmax over the first visible[row] keys, in their place; 0 for the
 others. own: each line has its own row of `visible`, else all have one. */
 void softmax(void *scores, const int32_t *visible, size own, float by, size lines, size rows, size keys, int half) {
     #pragma omp parallel if (lines * rows * keys > SMALL)
@@ -246,8 +253,7 @@ void softmax(void *scores, const int32_t *visible, size own, float by, size line
                 size seen = visible[own * line * rows + row];
                 seen = seen < keys ? seen : keys;
                 widen(h, place, seen, half);
-                for (size i = 0; i < seen; i++) h[i] *= by;
-                float inverse = 1.0f / exponentials(h, seen, largest(h, seen));
+                float inverse = 1.0f / exponentials(h, seen, largest(h, seen), by);
                 for (size i = 0; i < seen; i++) h[i] *= inverse;
                 memset(h + seen, 0, (keys - seen) * sizeof(float));
                 narrow(place, h, keys, half);
@@ -272,7 +278,7 @@ void head(void *scores, const size *targets, const float *weights, float *losses
                 #pragma omp simd reduction(+ : plain)
                 for (size i = 0; i < vocabulary; i++) plain += h[i];
             }
-            float sum = exponentials(h, vocabulary, top), whole = __builtin_logf(sum) + top;
+            float sum = exponentials(h, vocabulary, top, 1.0f), whole = __builtin_logf(sum) + top;
             losses[row] = weight * ((whole - wanted) * (1 - smoothing) + (whole - plain / vocabulary) * smoothing);
             if (!needed) continue;
             float by = weight / sum, less = weight * smoothing / vocabulary;

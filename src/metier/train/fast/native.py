@@ -95,9 +95,9 @@ def _loaded(path: Path) -> ctypes.CDLL:
 P, N, B, F = c_void_p, c_int64, c_int, c_float
 SIGNATURES = {
     "rms": (P, P, P, N, N, F, B, B),
-    "rms_backward": (P, P, P, P, P, N, N, F, B, B),
+    "rms_backward": (P, P, P, P, P, P, N, N, F, B, B),
     "swiglu": (P, P, P, N, B),
-    "swiglu_backward": (P, P, P, P, P, N, B),
+    "swiglu_backward": (P, P, P, P, P, P, N, B),
     "rotate": (P, P, P, P, N, N, N, F, B, B),
     "quantize": (N, P, P, P, P, P, N, N, B),
     "scale": (P, N, P, P, P, N, N, B),
@@ -123,23 +123,19 @@ def rms(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     return out
 
 
+def rms_again(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`rms` in the gradient's type, and the gradients of x and, where it trains, of the weight (float32)."""
+    grad, x, by = grad.contiguous(), x.contiguous(), weight.detach().float().contiguous()
+    out, dx = torch.empty_like(grad), torch.empty_like(x)
+    sums = torch.zeros(PARTS, x.shape[1], dtype=torch.float32) if weight.requires_grad else None
+    places = [t.data_ptr() for t in (grad, x, by, out, dx)]
+    library().rms_backward(*places, None if sums is None else sums.data_ptr(), *x.shape, eps, _half(grad), _half(x))
+    return out, dx, None if sums is None else sums.sum(0)
+
+
 def rms_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
     """Of x and, where it trains, of the weight (float32)."""
-    grad, x, by = grad.contiguous(), x.contiguous(), weight.detach().float().contiguous()
-    dx = torch.empty_like(x)
-    sums = torch.zeros(PARTS, x.shape[1], dtype=torch.float32) if weight.requires_grad else None
-    library().rms_backward(
-        grad.data_ptr(),
-        x.data_ptr(),
-        by.data_ptr(),
-        dx.data_ptr(),
-        None if sums is None else sums.data_ptr(),
-        *x.shape,
-        eps,
-        _half(grad),
-        _half(x),
-    )
-    return dx, None if sums is None else sums.sum(0)
+    return rms_again(grad, x, weight, eps)[1:]
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -150,13 +146,18 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return out
 
 
+def swiglu_again(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`swiglu`, and the gradients of gate and up."""
+    grad, gate, up = grad.to(gate.dtype).contiguous(), gate.contiguous(), up.contiguous()
+    out, d_gate, d_up = (torch.empty_like(gate) for _ in range(3))
+    places = (t.data_ptr() for t in (grad, gate, up, out, d_gate, d_up))
+    library().swiglu_backward(*places, grad.numel(), _half(gate))
+    return out, d_gate, d_up
+
+
 def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Of gate and up."""
-    grad, gate, up = grad.to(gate.dtype).contiguous(), gate.contiguous(), up.contiguous()
-    d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
-    places = (t.data_ptr() for t in (grad, gate, up, d_gate, d_up))
-    library().swiglu_backward(*places, grad.numel(), _half(gate))
-    return d_gate, d_up
+    return swiglu_again(grad, gate, up)[1:]
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:

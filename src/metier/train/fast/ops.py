@@ -8,7 +8,7 @@ Shapes: N rows, C columns.
 """
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -203,6 +203,18 @@ class Gelu:
     def backward(self, grad: Tensor, x: Tensor) -> tuple[Tensor]:
         """Of x."""
         return (torch.ops.aten.gelu_backward(grad, x, approximate="tanh"),)
+
+
+def again(before: Before, grad: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """What `before` gave, and the gradients of its inputs: in one pass where there are kernels."""
+    kernel = fused(inputs[0])
+    if kernel is not None and isinstance(before, RmsNorm):
+        out, dx, d_weight = kernel.rms_again(grad, *inputs, before.eps)
+        return out.to(before.dtype), (dx, None if d_weight is None else d_weight.to(inputs[1].dtype))
+    if kernel is not None and isinstance(before, SwiGlu):
+        out, *both = kernel.swiglu_again(grad, *inputs)
+        return out, tuple(both)
+    return before.forward(*inputs), before.backward(grad, *inputs)
 
 
 class Apply(torch.autograd.Function):
