@@ -149,3 +149,15 @@ def test_a_mask_or_a_second_row_is_refused():
         transformers_attention(torch.nn.Identity(), *views, mask, row=row)
     with pytest.raises(ValueError, match="packed attention takes one row"):
         transformers_attention(torch.nn.Identity(), *(torch.cat([x, x]) for x in views), None, row=row)
+
+
+def test_what_one_asked_sequence_sees_is_not_taken_for_what_another_saw():
+    """One line a strip, whose memory the next one gets."""
+    kept: dict[object, torch.Tensor] = {}
+    for last in range(40):
+        part = strips.Part(slice(0, 2), slice(0, 48), 1, 2, 48, 0, torch.tensor([[last, last + 1]]))
+        visible = (part.own + 1).int() if part.own is not None else None
+        assert visible is not None
+        strip = strips._Strip(part, 1, 1, slice(0, 1), slice(0, 2), 48, visible, kept)
+        assert (strip.mask(torch.float32) == 0).sum(-1).tolist() == [[last + 1, last + 2]]
+    assert not kept

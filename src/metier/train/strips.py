@@ -217,8 +217,8 @@ class _Strip:
     """Some queries of some sequences of a part, and the keys that the last of them sees.
 
     lines: the part's S x G. shared: r. batch: which of the lines. rows: which of their L x r queries. seen: how many
-    keys. visible: how many of them each of the queries sees, int32 (1 or the lines, rows).
-    kept: the fold's.
+    keys. visible: how many of them each of the queries sees, int32 (1 or the lines, rows). kept:
+    the fold's.
     """
 
     part: Part
@@ -252,14 +252,14 @@ class _Strip:
 
         Kept where it is the same for all sequences, and so small.
         """
-        alike, key = len(self.visible) == 1, (id(self.visible), self.seen, dtype)
-        if not alike or key not in self.kept:
-            future = torch.arange(self.seen) >= self.visible[..., None]
-            mask = torch.zeros(future.shape, dtype=dtype).masked_fill_(future, float("-inf"))
-            if not alike:
-                return mask
+        key = (self.part.prefix, self.rows.start, self.rows.stop, self.shared, self.seen, dtype)
+        if self.part.own is None and key in self.kept:
+            return self.kept[key]
+        future = torch.arange(self.seen) >= self.visible[..., None]
+        mask = torch.zeros(future.shape, dtype=dtype).masked_fill_(future, float("-inf"))
+        if self.part.own is None:
             self.kept[key] = mask
-        return self.kept[key]
+        return mask
 
 
 def _strips(fold: Fold, shared: int) -> Iterator[_Strip]:

@@ -31,7 +31,7 @@ def _compared(
     targets, half = torch.tensor([0, 7, 23, 5, 1], device=device), x[:, :12]
     cos, sin = (f(torch.cat([half, half], 1)) for f in (torch.cos, torch.sin))
     turned = x * cos + torch.cat([-x[:, 12:], x[:, :12]], 1) * sin
-    rounded, scales = kernels.quantized(x, None)
+    rounded, scales = kernels.quantized_together([x[:, :8], x[:, 8:]], [weight.detach()[:8], weight.detach()[8:]])
     scores = x.clone()
     one, two, three, four = (t.detach().float().requires_grad_() for t in (x, x, y, x))
     norm = F.rms_norm(one, (24,), weight, 1e-5)
@@ -42,12 +42,17 @@ def _compared(
     near = NEAR[dtype]
     pairs = [
         (kernels.rms(x, weight.detach(), 1e-5, dtype), norm),
-        *zip(kernels.rms_backward(g, x, weight, 1e-5), (of_x, of_weight), strict=True),
+        *zip(kernels.rms_again(g, x, weight, 1e-5), (norm, of_x, of_weight), strict=True),
         (kernels.swiglu(x, y), gated),
-        *zip(kernels.swiglu_backward(g, x, y), torch.autograd.grad(gated, (two, three), g.float()), strict=True),
+        *zip(kernels.swiglu_again(g, x, y), (gated, *torch.autograd.grad(gated, (two, three), g.float())), strict=True),
         (kernels.rotated(x[:, None], cos, sin, back=False)[:, 0], turned),
         (of_loss / len(x), loss / len(x)),
         (scores, torch.autograd.grad(loss, four)[0]),
     ]
+    if hasattr(kernels, "softmax_"):  # of attention in strips, which is for CPUs
+        visible = torch.tensor([[1, 24, 16, 17, 3]], dtype=torch.int32)
+        hidden = torch.arange(24) >= visible[..., None]
+        seen = torch.softmax((x[None].float() * 0.5).masked_fill(hidden, float("-inf")), -1)
+        pairs.append((kernels.softmax_(x[None].clone(), visible, 0.5), seen))
     back = kernels.scaled(rounded.int(), scales, None, dtype) / scales
-    return [(a, b, near) for a, b in pairs] + [(back, x / scales, 1.0)]
+    return [(a, b, near) for a, b in pairs] + [(back, x * weight.detach() / scales, 1.0)]
