@@ -184,7 +184,7 @@ def rms(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def rms_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
+def _rms_gradients(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
     """Of x and, where it trains, of the weight (float32)."""
     grad, x = grad.contiguous(), x.contiguous()
     rows, columns = x.shape
@@ -200,12 +200,12 @@ def rms_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[T
 
 def rms_again(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor | None]:
     """`rms` in the gradient's type, and the gradients of x and, where it trains, of the weight (float32)."""
-    return rms(x, weight, eps, grad.dtype), *rms_backward(grad, x, weight, eps)
+    return rms(x, weight, eps, grad.dtype), *_rms_gradients(grad, x, weight, eps)
 
 
 def swiglu_again(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`swiglu`, and the gradients of gate and up."""
-    return swiglu(gate, up), *swiglu_backward(grad, gate, up)
+    return swiglu(gate, up), *_swiglu_gradients(grad, gate, up)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return out
 
 
-def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def _swiglu_gradients(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Of gate and up."""
     grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()
     d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)

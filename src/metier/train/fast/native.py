@@ -133,11 +133,6 @@ def rms_again(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tens
     return out, dx, None if sums is None else sums.sum(0)
 
 
-def rms_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
-    """Of x and, where it trains, of the weight (float32)."""
-    return rms_again(grad, x, weight, eps)[1:]
-
-
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
     gate, up = gate.contiguous(), up.contiguous()
@@ -153,11 +148,6 @@ def swiglu_again(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor
     places = (t.data_ptr() for t in (grad, gate, up, out, d_gate, d_up))
     library().swiglu_backward(*places, grad.numel(), _half(gate))
     return out, d_gate, d_up
-
-
-def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Of gate and up."""
-    return swiglu_again(grad, gate, up)[1:]
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:

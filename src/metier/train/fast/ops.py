@@ -116,7 +116,7 @@ class RmsNorm:
         """Of x and, where it trains, of the weight."""
         kernel = fused(x)
         if kernel is not None:
-            dx, d_weight = kernel.rms_backward(grad, x, weight, self.eps)
+            _, dx, d_weight = kernel.rms_again(grad, x, weight, self.eps)
             return dx, None if d_weight is None else d_weight.to(weight.dtype)
         dx = torch.empty_like(x)
         trains = weight.requires_grad
@@ -182,8 +182,8 @@ class SwiGlu:
         """Of gate and up."""
         kernel = fused(gate)
         if kernel is not None:
-            both: tuple[Tensor, Tensor] = kernel.swiglu_backward(grad, gate, up)
-            return both
+            _, *both = kernel.swiglu_again(grad, gate, up)
+            return both[0], both[1]
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         for part in parts(gate):
             g, d = gate[part], grad[part]
