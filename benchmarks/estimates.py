@@ -216,6 +216,7 @@ def child(name: str, folder: Path) -> dict[str, Any]:
     from metier.train import costs, estimate
     from metier.train.job import machine_for
     from metier.train.precision import best_device, choose
+    from metier.train.together import ALONE
 
     model, kind, settings = (CASES | GPU_CASES)[name]
     if model not in BUILTIN and not (folder / model).exists():
@@ -231,7 +232,9 @@ def child(name: str, folder: Path) -> dict[str, Any]:
     place = BUILTIN.get(model, folder / model)
     sources = {"base": Source("base", (place,), str(place), "0"), "data": Source("data", (data,), str(data), "1")}
     on_gpu = name in GPU_CASES
-    here = machine_for(choose(stage.precision, width=2048, device=best_device())) if on_gpu else Machine.here(STORE)
+    here = Machine.here(STORE)
+    if on_gpu:
+        here = machine_for(choose(stage.precision, width=2048, device=best_device()), ALONE)
     job, read = estimate.described(stage, sources, here)
     predicted = costs.memory(job, read)
     if on_gpu:

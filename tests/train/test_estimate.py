@@ -208,7 +208,12 @@ def test_each_setting_saves_what_it_should():
     plain = tinyllama(lora(r=16))
     linear = sum(a * b for a, b in plain.shape.anatomy.linear.values())
     int8, four = replace(plain, quantize="int8"), replace(plain, quantize="4bit")
-    assert costs.weights(plain) - costs.weights(int8) == pytest.approx(linear, rel=0.01)
+    head = 32_000 * (2048 + 4)  # its copy in int8
+    assert costs.weights(plain) - costs.weights(int8) + head == pytest.approx(linear, rel=0.01)
+    on_gpu = replace(int8, device="cuda")
+    assert costs.weights(int8) - costs.weights(on_gpu) == head
+    assert not replace(int8, new_rows=8).int8_head
+    assert not tinyllama(lora(r=16, targets=["q_proj", "lm_head"]), quantize="int8").int8_head
     assert costs.weights(plain) - costs.weights(four) == pytest.approx(1.48 * linear, rel=0.01)
     assert needed(tinyllama()) > 16 * 1.1e9
     assert needed(tinyllama()) > needed(tinyllama(freeze(blocks=4))) > needed(plain) > needed(int8)

@@ -12,8 +12,18 @@ from metier.core.errors import ModelError
 from metier.models.adapter import LoraSettings, add_lora
 from metier.train.batches import shared_prefix
 from metier.train.fast import ops
-from metier.train.forward import Forward, check_exact
-from metier.train.int8 import Int8Linear, Int8Stack, Int8Weight, joined, quantize_, quantized
+from metier.train.forward import Forward, check_exact, int8_head
+from metier.train.int8 import (
+    LANES,
+    Int8Head,
+    Int8Linear,
+    Int8Stack,
+    Int8Weight,
+    carried,
+    joined,
+    quantize_,
+    quantized,
+)
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
@@ -151,6 +161,52 @@ def test_lora_learns_nearly_the_same_on_it(data: str):
     assert found.keys() == wanted.keys()
     a, b = (torch.cat([g[name].flatten() for name in wanted]) for g in (found, wanted))
     assert F.cosine_similarity(a, b, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("columns", [40, 43, 640])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_errors_that_are_carried_leave_no_sum_behind(columns: int, dtype: torch.dtype):
+    torch.manual_seed(3)
+    by = torch.rand(columns) + 0.5
+    by[5] = 1.5
+    x = torch.softmax(torch.rand(9, columns) / 2, -1)
+    x[:, 5] -= 1  # as the gradient of scores is: one large number, many small ones
+    x = x.to(dtype)
+    rounded, scale = carried(x, by)
+    assert rounded.dtype == torch.int8
+    exact, kept = x.double() * by, rounded.double() * scale
+    assert ((kept - exact).abs() <= scale.double() * 1.01).all()
+    own = torch.arange(columns) % LANES
+    for lane in range(LANES):  # half a step of each lane is what may lack, and not of each column
+        lacks = (kept - exact)[:, own == lane].sum(1)
+        assert (lacks.abs() <= scale[:, 0] * 0.51).all()
+    small = exact[:, 6:].sum(1)
+    if columns == 640:  # each of them is less than half a step
+        plain, plain_scale = quantized(x, by)
+        lost = (plain.double() * plain_scale)[:, 6:].sum(1)
+        assert ((kept[:, 6:].sum(1) - small).abs() / small).max() < 0.1
+        assert (lost / small).max() < 0.1
+
+
+def test_a_head_in_int8_is_near_the_head_forward_and_back():
+    torch.manual_seed(0)
+    weight, x, dy = torch.randn(256, 64), torch.randn(30, 64), torch.randn(30, 256)
+    head = Int8Head(weight)
+    for found, wanted in ((head.forward(x), x @ weight.t()), (head.backward(dy), dy @ weight)):
+        assert found.shape == wanted.shape
+        assert (found - wanted).norm() / wanted.norm() < 0.02
+
+
+def test_the_head_is_in_int8_where_nothing_of_it_trains():
+    assert int8_head(adapted(int8=True)) is not None
+    assert int8_head(adapted(int8=False)) is None
+    trained = adapted(int8=True)
+    trained.lm_head.weight.requires_grad_()
+    assert int8_head(trained) is None
+    with_adapter = llama()
+    quantize_(with_adapter)
+    add_lora(with_adapter, LoraSettings(r=4, targets=["q_proj", "lm_head"]))
+    assert int8_head(with_adapter) is None
 
 
 def test_a_model_in_int8_passes_the_check():

@@ -120,6 +120,21 @@ def test_rounding_to_int8(kernels: Kernels, plain: pytest.MonkeyPatch, with_colu
     assert apart.float().mean() < 0.01  # where it stood between two
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("columns", [136, 133])
+def test_rounding_to_int8_with_errors_carried(
+    kernels: Kernels, plain: pytest.MonkeyPatch, columns: int, dtype: torch.dtype
+):
+    if not hasattr(kernels.module, "carried"):
+        pytest.skip("on a GPU the head stays as it is")
+    x, by = kernels.some(19, columns, dtype=dtype), kernels.some(columns, seed=1).abs()
+    (found, scale), (wanted, wanted_scale) = kernels.module.carried(x, by), int8.carried(x, by)
+    torch.testing.assert_close(scale, wanted_scale)
+    apart = (found.int() - wanted.int()).abs()
+    assert apart.max() <= 1
+    assert apart.float().mean() < 0.02  # where it stood between two
+
+
 def test_scaling_back_some_columns_of_a_wider_matrix(kernels: Kernels, plain: pytest.MonkeyPatch):
     sums = torch.randint(-9000, 9000, (5, 64), dtype=torch.int32, device=kernels.device)
     rows, columns = kernels.some(5, 1).abs(), kernels.some(24, seed=1).abs()

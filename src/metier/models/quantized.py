@@ -41,10 +41,10 @@ def quantized(layer: nn.Module, kind: Kind, *, compute: torch.dtype) -> nn.Linea
             rows, requires_grad=False, quant_type="nf4", compress_statistics=True, module=made
         )
     else:
-        made.weight = parts.Int8Params(rows, requires_grad=False, has_fp16_weights=False)
+        made.weight = parts.Int8Params(rows.cpu(), requires_grad=False, has_fp16_weights=False)
     if plain.bias is not None:
         made.bias = nn.Parameter(plain.bias.detach(), requires_grad=False)
-    done: nn.Linear = made.to(rows.device)  # this is what quantises
+    done: nn.Linear = made.to(rows.device)  # this is what quantises; 8 bits only what comes from the CPU
     return done
 
 

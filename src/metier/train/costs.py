@@ -112,6 +112,8 @@ def weights(job: Job) -> float:
             total += size * QUANTIZED_BYTES[job.quantize] + 4 * job.shape.anatomy.linear[layer][1]
         else:
             total += size * (4.0 if name in job.trained and not job.adapts else job.products)
+    if job.int8_head:
+        total += job.shape.vocabulary * (job.shape.width + 4.0)
     return total
 
 
@@ -279,7 +281,8 @@ def chunk_bytes(job: Job, targets: float) -> float:
     at_once = float(CHUNK_TRAINED if job.trains_head else CHUNK)
     if job.device == "cuda":
         at_once = min(max(CHUNK, ON_GPU // job.shape.vocabulary), targets)
-    return at_once * job.shape.vocabulary * job.products
+    sums = 4.0 if job.int8_head else 0.0
+    return at_once * job.shape.vocabulary * (job.products + sums)
 
 
 def head_bytes(job: Job, reading: Reading) -> float:

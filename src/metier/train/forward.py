@@ -33,7 +33,7 @@ from metier.train.batches import Ids, Piece
 from metier.train.fast import gpt2, llama
 from metier.train.flops import count
 from metier.train.head import HeadLoss, Taught, each_loss
-from metier.train.int8 import Int8Linear
+from metier.train.int8 import Int8Head, Int8Linear
 from metier.train.memory import kept_memory, returned_memory
 from metier.train.precision import Precision
 from metier.train.prefix_cache import PrefixCache
@@ -89,6 +89,7 @@ class Forward:
         dtype = torch.float32 if precision.name == "fp32" else precision.dtype
         self._dtype = dtype
         self._body = None if family is None else family.Body(model, dtype, self._through_module)
+        self._int8_head = int8_head(model) if not sharded else None
         if any(isinstance(module, Int8Linear) for module in model.modules()):
             give_back()  # the weights have become parts of larger ones, and what they were is free
         self._stack = ExitStack()
@@ -286,7 +287,8 @@ class Forward:
 
             def lost(hidden: Tensor) -> Tensor:
                 loss: Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
-                    hidden, head.weight, head.bias, row.targets, weights, smoothing, self._dtype, *apart, taught
+                    *(hidden, head.weight, head.bias, row.targets, weights, smoothing, self._dtype),
+                    *(*apart, taught, self._int8_head),
                 )
                 return loss
 
@@ -321,7 +323,8 @@ class Forward:
         head = self.model.get_output_embeddings()
         with torch.no_grad():
             if _is_plain_linear(head):
-                return self._at_head(lambda h: each_loss(h, head.weight, head.bias, row.targets, self._dtype), hidden)
+                about = (head.weight, head.bias, row.targets, self._dtype, self._int8_head)
+                return self._at_head(lambda h: each_loss(h, *about), hidden)
             with self._precision.autocast():
                 scores = head(hidden).float()
             return F.cross_entropy(scores, row.targets, reduction="none")
@@ -343,6 +346,15 @@ def frozen_blocks(model: "PreTrainedModel") -> int:
     if any("norm" not in name and "ln_f" not in name for name in others):
         return 0
     return next((i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), len(layers))
+
+
+def int8_head(model: "PreTrainedModel") -> Int8Head | None:
+    """The output head for an int8 base on a CPU, where nothing of it trains."""
+    head = model.get_output_embeddings()
+    if not any(isinstance(module, Int8Linear) for module in model.modules()) or head.weight.device.type != "cpu":
+        return None
+    frozen = _is_plain_linear(head) and new_rows(head) is None and not head.weight.requires_grad
+    return Int8Head(head.weight) if frozen else None
 
 
 def _is_plain_linear(head: nn.Module) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metier.train.fast.ops import fused, parts, summed
+from metier.train.int8 import Int8Head
 
 CHUNK = 256
 """Targets at a time with a frozen head; products are as fast from there on."""
@@ -28,7 +29,8 @@ class HeadLoss(torch.autograd.Function):
     hidden (T, C), weight (V, C), bias (V,) or None, targets (T,), weights (T,) float32 or None for ones. smoothing: the
     share of each target's mass that is spread over the vocabulary (Szegedy et al. 2015, arXiv 1512.00567). dtype: of
     the products. fresh (n, C): stands for the rows of a frozen weight from `first` on. taught: what another model makes
-    of the same targets: its share of the loss is the divergence from it.
+    of the same targets: its share of the loss is the divergence from it. ints: a frozen weight in int8, by which the
+    products go.
     """
 
     @staticmethod
@@ -44,11 +46,13 @@ class HeadLoss(torch.autograd.Function):
         fresh: Tensor | None = None,
         first: int = 0,
         taught: "Taught | None" = None,
+        ints: Int8Head | None = None,
     ) -> Tensor:
         """The loss, and with it all gradients."""
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         wants_any = any(ctx.needs_input_grad)
         matrix = weight.detach().to(dtype, copy=fresh is not None)
+        head = ints or _Plain(matrix)
         d_fresh = span = None
         if fresh is not None:
             span = slice(first, first + len(fresh))
@@ -64,13 +68,13 @@ class HeadLoss(torch.autograd.Function):
             chunk = slice(start, start + size)
             h, t = hidden[chunk].to(dtype), targets[chunk]
             w = None if weights is None else weights[chunk, None]
-            scores = h @ matrix.t()
+            scores = head.forward(h)
             if bias is not None:
                 scores += bias
             said = None if taught is None else (taught.logs(chunk, dtype), taught.share)
             total += _to_gradient(scores, t, w, smoothing, said, needed=wants_any)
             if d_hidden is not None:
-                d_hidden[chunk] = scores @ matrix
+                d_hidden[chunk] = head.backward(scores)
             if d_weight is not None:
                 d_weight += summed(scores.t(), h)
             if d_bias is not None:
@@ -93,9 +97,23 @@ class HeadLoss(torch.autograd.Function):
             None if d_bias is None else d_bias.mul_(scale).to(of_bias),
             *[None] * 4,
             None if d_fresh is None else d_fresh.mul_(scale),
-            None,
-            None,
+            *[None] * 3,
         )
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A head (V, C) in the type of the products."""
+
+    matrix: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (T, C) to its scores (T, V)."""
+        return x @ self.matrix.t()
+
+    def backward(self, dy: Tensor) -> Tensor:
+        """The gradient of scores (T, V) to that of x, (T, C)."""
+        return dy @ self.matrix
 
 
 @dataclass(frozen=True)
@@ -117,14 +135,21 @@ class Taught:
         return torch.log_softmax((scores if self.bias is None else scores + self.bias).float(), -1)
 
 
-def each_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype) -> Tensor:
+def each_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    dtype: torch.dtype,
+    ints: Int8Head | None = None,
+) -> Tensor:
     """The cross entropy of every target in nats, (T,) float32, without gradients. Arguments as in `HeadLoss`."""
-    matrix = weight.detach().to(dtype)
+    head = ints or _Plain(weight.detach().to(dtype))
     found = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     size = at_once(hidden.device, len(weight), trains=False)
     for start in range(0, len(hidden), size):
         chunk = slice(start, start + size)
-        scores = hidden[chunk].to(dtype) @ matrix.t()
+        scores = head.forward(hidden[chunk].to(dtype))
         scores = (scores if bias is None else scores + bias).float()
         found[chunk] = torch.logsumexp(scores, -1) - scores.gather(1, targets[chunk, None])[:, 0]
     return found

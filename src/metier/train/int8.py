@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ROWS = 32
 """The fewest that are multiplied at once on a GPU."""
+LANES = 16
+"""Columns whose rounding errors are carried side by side."""
 
 
 def quantized(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -62,6 +64,28 @@ def quantized_together(xs: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple
         scale = h.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(127)
         scales[part] = scale
         out[part] = h.mul_(scale.reciprocal()).round_()
+    return out, scales
+
+
+def carried(x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantized`, but that what rounding takes from a column is added to the one `LANES` further on.
+
+    So that many small numbers beside a large one are not all lost, whose sum is not small. Rows end at 126 of 127, as a
+    number may be rounded away from what it is by up to one.
+    """
+    kernel = fused(x)
+    if kernel is not None:
+        both: tuple[Tensor, Tensor] = kernel.carried(x, columns)
+        return both
+    out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scales = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
+    for part in parts(x):
+        h = x[part].float() * columns
+        scale = h.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(126)
+        scales[part] = scale
+        wide = F.pad(h.mul_(scale.reciprocal()), (0, -h.shape[1] % LANES)).double()
+        sums = wide.view(len(h), -1, LANES).cumsum(1).round_()
+        out[part] = sums.diff(dim=1, prepend=torch.zeros_like(sums[:, :1])).flatten(1)[:, : h.shape[1]]
     return out, scales
 
 
@@ -121,6 +145,28 @@ class Int8Stack:
         """The sum of each (N, out) times its weight: (N, in)."""
         rounded, rows = quantized_together(grads, self._scales)
         return scaled(product(rounded, self._weight), rows, None, grads[0].dtype)
+
+
+class Int8Head:
+    """A frozen output head (V, C), both of whose products run in int8: half of the time of bf16's.
+
+    The gradient of scores is one large number and many small ones of the other sign, which would all be rounded to 0:
+    their errors are carried on (`carried`). Costs a copy of the weight, one byte a number.
+    """
+
+    def __init__(self, weight: Tensor):
+        self._weight, scale = quantized(weight.detach())
+        self._scale = scale[:, 0].contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C) to its scores (N, V)."""
+        rounded, rows = quantized(x)
+        return scaled(product(rounded, self._weight.t()), rows, self._scale, x.dtype)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        """The gradient of scores (N, V) to that of x, (N, C)."""
+        rounded, rows = carried(dy, self._scale)
+        return scaled(product(rounded, self._weight), rows, None, dy.dtype)
 
 
 def joined(weights: Sequence[Tensor]) -> Tensor:

@@ -65,13 +65,15 @@ class Lanes:
     """The row's sequences end to end, each behind the prefix that it attends to: what kernels for many lengths take.
 
     ends: where each begins and the last ends, int32. longest: of them. sources: for each place, the token that stands
-    there. places: for each token, its place. Both None where they are 0, 1, 2 ...
+    there. places: for each token, its place. copies: (S x P,), the places of the prefix before each sequence that
+    stands behind it. All three None where no sequence does.
     """
 
     ends: Tensor
     longest: int
     sources: Tensor | None
     places: Tensor | None
+    copies: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,16 +187,17 @@ def _lanes(starts: Numbers, prefix: int, opened: Sequence[bool]) -> Lanes:
     sizes = [end - start + (prefix if behind else 0) for (start, end), behind in zip(spans, opened, strict=True)]
     ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
     if not any(opened):
-        return Lanes(torch.from_numpy(ends), max(sizes), None, None)
+        return Lanes(torch.from_numpy(ends), max(sizes), None, None, None)
     sources = [
         np.concatenate([np.arange(prefix if behind else 0), np.arange(start, end)])
         for (start, end), behind in zip(spans, opened, strict=True)
     ]
     own = [np.arange(end - (b - a), end) for (a, b), end in zip(spans, ends[1:].tolist(), strict=True)]
+    copies = [np.arange(start, start + prefix) for start, behind in zip(ends.tolist(), opened, strict=False) if behind]
     return Lanes(
         torch.from_numpy(ends),
         max(sizes),
-        *(torch.from_numpy(np.concatenate(x).astype(np.int64)) for x in (sources, own)),
+        *(torch.from_numpy(np.concatenate(x).astype(np.int64)) for x in (sources, own, copies)),
     )
 
 

@@ -181,6 +181,12 @@ class Job:
         return head in self.trained or bool(self.shape.anatomy.tied and tied)
 
     @property
+    def int8_head(self) -> bool:
+        """Whether the frozen output head gets a copy in int8, as `forward.int8_head` decides it."""
+        untouched = not self.trains_head and not self.new_rows and self.shape.anatomy.head not in self.ranks
+        return self.quantize == "int8" and self.device == "cpu" and self.shards == 1 and untouched
+
+    @property
     def way(self) -> Literal["fast", "dora", "modules"]:
         """How the layers are computed: by the fast path, by it and with their outputs kept (DoRA), or through their
         modules' own forward (DoRA with dropout)."""

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
-from metier.train.rows import Row
+from metier.train.rows import Lanes, Row
 
 CAPABILITY = (8, 0)
 """The first GPUs that torch's flash kernel runs on."""
@@ -76,12 +77,49 @@ def attend(q: Tensor, k: Tensor, v: Tensor, row: Row, *, scale: float, only_aske
     if only_asked:
         q = torch.zeros(len(row), *q.shape[1:], dtype=q.dtype, device=q.device).index_copy(0, row.asked, q)
     if lanes.sources is not None:
-        q, k, v = (x.index_select(0, lanes.sources) for x in (q, k, v))
+        q, k, v = (_Spread.apply(x, lanes, row.prefix) for x in (q, k, v))  # type: ignore[no-untyped-call]
     told = {GROUPED: q.shape[1] != k.shape[1]} if _asks_for_groups(call) else {}
     ends, longest = lanes.ends, lanes.longest
     out: Tensor = call(q, k, v, ends, ends, longest, longest, scale=scale, window_size=CAUSAL, **told)
     if lanes.places is not None:
-        out = out.index_select(0, lanes.places)
+        out = _Own.apply(out, lanes.places)  # type: ignore[no-untyped-call]
     if only_asked:
         out = out.index_select(0, row.asked)
     return out.flatten(1)
+
+
+class _Spread(torch.autograd.Function):
+    """(N, heads, D) to (E, heads, D). What `index_select` gives; its own way back adds number by number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lanes: Lanes, prefix: int) -> Tensor:
+        assert lanes.sources is not None
+        ctx.lanes, ctx.prefix = lanes, prefix
+        return x.index_select(0, lanes.sources)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Any) -> tuple[Tensor, None, None]:
+        lanes: Lanes = ctx.lanes  # type: ignore[attr-defined]
+        prefix: int = ctx.prefix  # type: ignore[attr-defined]
+        assert lanes.places is not None
+        assert lanes.copies is not None
+        (dy,) = grads
+        dx: Tensor = dy.index_select(0, lanes.places)
+        dx[:prefix] += dy.index_select(0, lanes.copies).view(-1, prefix, *dy.shape[1:]).sum(0, dtype=torch.float32)
+        return dx, None, None
+
+
+class _Own(torch.autograd.Function):
+    """(E, heads, D) to (N, heads, D): each token's own place. The others get a gradient of zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        ctx.places, ctx.size = places, len(x)
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Any) -> tuple[Tensor, None]:
+        places: Tensor = ctx.places  # type: ignore[attr-defined]
+        size: int = ctx.size  # type: ignore[attr-defined]
+        (dy,) = grads
+        return dy.new_zeros(size, *dy.shape[1:]).index_copy_(0, places, dy), None

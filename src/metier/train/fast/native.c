@@ -11,6 +11,7 @@ typedef int64_t size;
 
 #define PARTS 64      /* into which rows are dealt where each part adds something up by itself */
 #define CHUNK 4096    /* numbers of an elementwise step at a time */
+#define LANES 16      /* columns whose rounding errors are carried side by side */
 #define SMALL 16384   /* fewer numbers are not worth a second thread */
 
 static inline float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
@@ -170,9 +171,28 @@ void rotate(const void *x, const void *cos, const void *sin, void *out, size row
     }
 }
 
-/* Matrices side by side: xs[m] has widths[m] columns, which by[m] (or none) multiplies. total: of all columns. */
+/* The nearest whole numbers of x times `by`. */
+static void whole(int8_t *restrict out, const float *restrict x, size n, float by) {
+    for (size i = 0; i < n; i++) out[i] = (int8_t)(int32_t)(x[i] * by + 12582912.0f - 12582912.0f);
+}
+
+/* The same, but that what a number lost is added to the one LANES further on. */
+static void whole_carried(int8_t *restrict out, const float *restrict x, size n, float by) {
+    float left[LANES] = {0};
+    for (size start = 0; start < n; start += LANES) {
+        size some = n - start < LANES ? n - start : LANES;
+        for (size i = 0; i < some; i++) {
+            float wanted = x[start + i] * by + left[i], found = wanted + 12582912.0f - 12582912.0f;
+            left[i] = wanted - found;
+            out[start + i] = (int8_t)(int32_t)found;
+        }
+    }
+}
+
+/* Matrices side by side: xs[m] has widths[m] columns, which by[m] (or none) multiplies. total: of all columns. most of a
+row becomes `top`. carry: what rounding loses goes into later columns. */
 void quantize(size count, const void *const *xs, const size *widths, const float *const *by, int8_t *out,
-              float *scales, size rows, size total, int half) {
+              float *scales, size rows, size total, float top, int carry, int half) {
     #pragma omp parallel if (rows * total > SMALL)
     {
         float *h = malloc(total * sizeof(float));
@@ -193,11 +213,9 @@ void quantize(size count, const void *const *xs, const size *widths, const float
                 }
                 place += n;
             }
-            float top = as_float(most), scale = (top < 1e-30f ? 1e-30f : top) / 127.0f, inverse = 1.0f / scale;
-            int8_t *line = out + row * total;
+            float size_of = as_float(most), scale = (size_of < 1e-30f ? 1e-30f : size_of) / top;
             scales[row] = scale;
-            for (size i = 0; i < total; i++)
-                line[i] = (int8_t)(int32_t)(h[i] * inverse + 12582912.0f - 12582912.0f);
+            (carry ? whole_carried : whole)(out + row * total, h, total, 1.0f / scale);
         }
         free(h);
     }

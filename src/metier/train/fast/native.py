@@ -29,8 +29,9 @@ SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared", "-w")
 WIDE = "-mprefer-vector-width=512"
 COMPILERS = ("cc", "gcc", "clang")
-PARTS = 64
-"""As in the source: into which rows are dealt where each part adds something up by itself."""
+PARTS, LANES = 64, 16
+"""As in the source: into which rows are dealt where each part adds something up by itself, and how many columns carry
+their rounding errors side by side."""
 TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -99,7 +100,7 @@ SIGNATURES = {
     "swiglu": (P, P, P, N, B),
     "swiglu_backward": (P, P, P, P, P, P, N, B),
     "rotate": (P, P, P, P, N, N, N, F, B, B),
-    "quantize": (N, P, P, P, P, P, N, N, B),
+    "quantize": (N, P, P, P, P, P, N, N, F, B, B),
     "scale": (P, N, P, P, P, N, N, B),
     "softmax": (P, P, N, F, N, N, N, B),
     "head": (P, P, P, P, N, N, F, B, B),
@@ -167,6 +168,17 @@ def quantized(x: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def quantized_together(xs: Sequence[Tensor], columns: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     """The same of several matrices (N, C) side by side."""
+    return _quantized(xs, columns, 127, carry=False)
+
+
+def carried(x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantized`, but that what rounding takes from a column is added to the one `LANES` further on."""
+    return _quantized([x], [columns], 126, carry=True)
+
+
+def _quantized(
+    xs: Sequence[Tensor], columns: Sequence[Tensor | None], top: int, *, carry: bool
+) -> tuple[Tensor, Tensor]:
     xs = [x.contiguous() for x in xs]
     widths = [x.shape[1] for x in xs]
     out = torch.empty(len(xs[0]), sum(widths), dtype=torch.int8)
@@ -180,6 +192,8 @@ def quantized_together(xs: Sequence[Tensor], columns: Sequence[Tensor | None]) -
         out.data_ptr(),
         scales.data_ptr(),
         *out.shape,
+        top,
+        int(carry),
         _half(xs[0]),
     )
     return out, scales
