@@ -12,7 +12,7 @@ of random numbers is measured as well. Tokens are the examples' own.
 
 Peers are imported from the environment that this runs in (TRL with Liger's kernels and torch.compile); one that fails
 is told and left out. Figures go to `benchmarks/results/training.json` and `training.md`; with `--short` they are
-printed only. Needs a GPU of 80 GB.
+printed only. Needs a GPU of 80 GB, for `full` with all its contenders one of 140.
 """
 
 import argparse

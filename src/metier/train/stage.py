@@ -50,9 +50,9 @@ class Training(Stage):
     """Which parameters train: full, {freeze: {blocks: N}}, {lora: {r: N, alpha: N}}, or rows: those of the tokens that
     `extend_tokenizer` added and nothing else, for the few hundred steps before all else trains."""
     quantize: Quantize | None = None
-    """Hold the frozen base below a LoRA in fewer bits. int8: products run in int8, faster than bf16 on CPUs with VNNI
-    and on GPUs, but not on CPUs with AMX (`metier doctor` measures it). 8bit, 4bit: bitsandbytes' LLM.int8 and NF4,
-    which take less memory and more time. The adapter belongs to the unquantised base, and is merged there."""
+    """Hold the frozen base below a LoRA in fewer bits. int8: products run in int8, faster than bf16 on CPUs with VNNI,
+    but not on CPUs with AMX or GPUs like the H100 (`metier doctor` measures it). 8bit, 4bit: bitsandbytes' LLM.int8 and
+    NF4, which take less memory and more time. The adapter belongs to the unquantised base, and is merged there."""
     epochs: int = Field(1, ge=1)
     """How often everything is read."""
     max_steps: int | None = Field(None, ge=1)
