@@ -208,10 +208,10 @@ def test_each_setting_saves_what_it_should():
     plain = tinyllama(lora(r=16))
     linear = sum(a * b for a, b in plain.shape.anatomy.linear.values())
     int8, four = replace(plain, quantize="int8"), replace(plain, quantize="4bit")
-    head = 32_000 * (2048 + 4)  # its copy in int8
-    assert costs.weights(plain) - costs.weights(int8) + head == pytest.approx(linear, rel=0.01)
+    head = 32_000 * (2048 - 4)  # held in one byte as well, and scales
+    assert costs.weights(plain) - costs.weights(int8) - head == pytest.approx(linear, rel=0.01)
     on_gpu = replace(int8, device="cuda")
-    assert costs.weights(int8) - costs.weights(on_gpu) == head
+    assert costs.weights(on_gpu) - costs.weights(int8) == head
     assert not replace(int8, new_rows=8).int8_head
     assert not tinyllama(lora(r=16, targets=["q_proj", "lm_head"]), quantize="int8").int8_head
     assert costs.weights(plain) - costs.weights(four) == pytest.approx(1.48 * linear, rel=0.01)
@@ -256,6 +256,17 @@ def test_a_cache_makes_later_epochs_cheaper():
     assert slow is not None
     assert fast is not None
     assert fast < 0.8 * slow
+
+
+def test_int8_products_let_a_step_reach_more_of_the_peak_where_they_are_faster():
+    job = tinyllama(lora(), quantize="int8")
+    plain = costs.typical_share(2048)
+    for peaks, wanted in (({"bf16": 1e12, "int8": 2e12}, 1.6), ({"bf16": 1e12, "int8": 5e11}, 1), ({"bf16": 1e12}, 1)):
+        found = costs.share_of_peak(job, Machine(1e10, "cpu", "bf16", peaks))
+        assert found == pytest.approx(plain * wanted)
+        assert costs.share_of_peak(replace(job, quantize=None), Machine(1e10, "cpu", "bf16", peaks)) == plain
+    known = Machine(1e10, "cpu", "bf16", {"bf16": 1e12, "int8": 2e12}, {"bf16+int8": {"2048": 1.2}})
+    assert costs.share_of_peak(job, known) == 1.2
 
 
 def test_the_share_reached_rises_with_the_width():

@@ -12,7 +12,7 @@ from metier.core.errors import ModelError
 from metier.models.adapter import LoraSettings, add_lora
 from metier.train.batches import shared_prefix
 from metier.train.fast import ops
-from metier.train.forward import Forward, check_exact, int8_head
+from metier.train.forward import Forward, check_exact, take_int8_head
 from metier.train.int8 import (
     LANES,
     Int8Head,
@@ -191,22 +191,35 @@ def test_errors_that_are_carried_leave_no_sum_behind(columns: int, dtype: torch.
 def test_a_head_in_int8_is_near_the_head_forward_and_back():
     torch.manual_seed(0)
     weight, x, dy = torch.randn(256, 64), torch.randn(30, 64), torch.randn(30, 256)
-    head = Int8Head(weight)
+    head = Int8Head(frozen(weight))
     for found, wanted in ((head.forward(x), x @ weight.t()), (head.backward(dy), dy @ weight)):
         assert found.shape == wanted.shape
         assert (found - wanted).norm() / wanted.norm() < 0.02
 
 
 def test_the_head_is_in_int8_where_nothing_of_it_trains():
-    assert int8_head(adapted(int8=True)) is not None
-    assert int8_head(adapted(int8=False)) is None
+    model = adapted(int8=True)
+    assert take_int8_head(model) is not None
+    assert isinstance(model.lm_head, Int8Linear)
+    assert take_int8_head(model) is not None  # for whoever comes next
+    assert take_int8_head(adapted(int8=False)) is None
     trained = adapted(int8=True)
     trained.lm_head.weight.requires_grad_()
-    assert int8_head(trained) is None
+    assert take_int8_head(trained) is None
     with_adapter = llama()
     quantize_(with_adapter)
     add_lora(with_adapter, LoraSettings(r=4, targets=["q_proj", "lm_head"]))
-    assert int8_head(with_adapter) is None
+    assert take_int8_head(with_adapter) is None
+
+
+def test_embeddings_that_are_the_head_as_well_stay_as_they_are():
+    model = fakes.tiny_llama(tied=True, hidden_size=64, intermediate_size=128)
+    quantize_(model)
+    add_lora(model, LoraSettings(r=4))
+    before = model.get_input_embeddings().weight
+    assert take_int8_head(model) is not None
+    assert model.get_output_embeddings().weight is before
+    assert before.dtype.is_floating_point
 
 
 def test_a_model_in_int8_passes_the_check():

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from metier.core.errors import InputError, nearest
 from metier.core.machine import Machine
 from metier.core.stage import Source
-from metier.train.costs import OPTIMIZER_TRAFFIC, memory, operations, typical_share, work_name
+from metier.train.costs import OPTIMIZER_TRAFFIC, memory, operations, share_of_peak
 from metier.train.estimate import described, with_micro
 from metier.train.sizes import Job, Reading
 
@@ -235,9 +235,7 @@ def _layout(
     parts = memory(job, reading)
     share = cluster.share
     if share is None:
-        share = machine.share_reached(work_name(job.precision, job.quantize), job.shape.width) or typical_share(
-            job.shape.width
-        )
+        share = share_of_peak(job, machine)
     own = work / reading.tokens * window / count
     twice = (1.5 if job.adapts else 4 / 3) if again else 1.0
     trained = float(sum(job.trained.values()))

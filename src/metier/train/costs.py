@@ -62,6 +62,9 @@ START_SECONDS = 5.0
 TYPICAL = ((64, 0.02), (256, 0.12), (512, 0.25), (1024, 0.4), (2048, 0.55))
 """Width and the share of the peak that training reaches there, on two cores in bf16, where none was measured."""
 
+KEPT_OF_INT8 = 0.6
+"""The part of what int8 products gain that a whole step keeps: attention and adapters stay as they are."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -113,7 +116,8 @@ def weights(job: Job) -> float:
         else:
             total += size * (4.0 if name in job.trained and not job.adapts else job.products)
     if job.int8_head:
-        total += job.shape.vocabulary * (job.shape.width + 4.0)
+        held = 0.0 if job.shape.anatomy.tied else job.products
+        total += job.shape.vocabulary * (job.shape.width * (1.0 - held) + 4.0)
     return total
 
 
@@ -273,6 +277,8 @@ def working(job: Job, reading: Reading) -> float:
     elif job.device == "cuda" and not job.adapts:
         matrix *= 3  # and its gradient, summed in float32
     a_token = (2 * shape.width * job.residual) + (shape.width + 4 * shape.inner) * job.products
+    if job.quantize == "int8":  # what is summed before it is scaled
+        a_token += 2 * shape.inner * 4.0
     return rows_of(reading) * a_token + matrix
 
 
@@ -362,9 +368,7 @@ def seconds(job: Job, reading: Reading, machine: Machine) -> float | None:
     peak = machine.peaks.get(job.precision)
     if peak is None:
         return None
-    share = machine.share_reached(work_name(job.precision, job.quantize), job.shape.width) or typical_share(
-        job.shape.width
-    )
+    share = share_of_peak(job, machine)
     first = operations(job, reading)
     later = operations(job, reading, cached=job.cache != "off" and job.frozen_blocks > 0)
     total = min(1.0, reading.epochs) * first + max(0.0, reading.epochs - 1) * later
@@ -392,6 +396,16 @@ def packing_seconds(job: Job, reading: Reading) -> float:
 def work_name(precision: str, quantize: str | None) -> str:
     """What a share of the peak is reached by: `bf16`, `bf16+int8`. bitsandbytes' bases multiply like any other."""
     return f"{precision}+int8" if quantize == "int8" else precision
+
+
+def share_of_peak(job: Job, machine: Machine) -> float:
+    """What training reaches of the peak of its type: as it was measured near that width, or what is typical."""
+    known = machine.share_reached(work_name(job.precision, job.quantize), job.shape.width)
+    if known is not None:
+        return known
+    peaks = machine.peaks
+    gain = peaks["int8"] / peaks[job.precision] if job.quantize == "int8" and {"int8", job.precision} <= set(peaks) else 1
+    return typical_share(job.shape.width) * (1 + KEPT_OF_INT8 * max(0.0, gain - 1))
 
 
 def typical_share(width: int) -> float:

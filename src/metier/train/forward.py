@@ -89,7 +89,7 @@ class Forward:
         dtype = torch.float32 if precision.name == "fp32" else precision.dtype
         self._dtype = dtype
         self._body = None if family is None else family.Body(model, dtype, self._through_module)
-        self._int8_head = int8_head(model) if not sharded else None
+        self._int8_head = None if sharded else take_int8_head(model)
         if any(isinstance(module, Int8Linear) for module in model.modules()):
             give_back()  # the weights have become parts of larger ones, and what they were is free
         self._stack = ExitStack()
@@ -282,7 +282,7 @@ class Forward:
         module = self.model.get_output_embeddings()
         weights, taught = row.weights, self._taught(row)
         head, fresh = beneath(module), new_rows(module)
-        if _is_plain_linear(head):
+        if self._int8_head is not None or _is_plain_linear(head):
             apart = (None, 0) if fresh is None else (fresh.values, fresh.first)
 
             def lost(hidden: Tensor) -> Tensor:
@@ -322,7 +322,7 @@ class Forward:
         """The loss of every target, without gradients: (T,)."""
         head = self.model.get_output_embeddings()
         with torch.no_grad():
-            if _is_plain_linear(head):
+            if self._int8_head is not None or _is_plain_linear(head):
                 about = (head.weight, head.bias, row.targets, self._dtype, self._int8_head)
                 return self._at_head(lambda h: each_loss(h, *about), hidden)
             with self._precision.autocast():
@@ -348,13 +348,20 @@ def frozen_blocks(model: "PreTrainedModel") -> int:
     return next((i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), len(layers))
 
 
-def int8_head(model: "PreTrainedModel") -> Int8Head | None:
-    """The output head for an int8 base on a CPU, where nothing of it trains."""
+def take_int8_head(model: "PreTrainedModel") -> Int8Head | None:
+    """The output head for an int8 base on a CPU, where nothing of it trains. One that is no embedding as well is held
+    in int8 alone from then on."""
     head = model.get_output_embeddings()
+    if type(head) is Int8Linear:
+        return Int8Head(head.frozen)
     if not any(isinstance(module, Int8Linear) for module in model.modules()) or head.weight.device.type != "cpu":
         return None
-    frozen = _is_plain_linear(head) and new_rows(head) is None and not head.weight.requires_grad
-    return Int8Head(head.weight) if frozen else None
+    if not _is_plain_linear(head) or new_rows(head) is not None or head.weight.requires_grad:
+        return None
+    made = Int8Linear(head)
+    if not is_tied(model):
+        model.set_output_embeddings(made)
+    return Int8Head(made.frozen)
 
 
 def _is_plain_linear(head: nn.Module) -> bool:

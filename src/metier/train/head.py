@@ -29,8 +29,8 @@ class HeadLoss(torch.autograd.Function):
     hidden (T, C), weight (V, C), bias (V,) or None, targets (T,), weights (T,) float32 or None for ones. smoothing: the
     share of each target's mass that is spread over the vocabulary (Szegedy et al. 2015, arXiv 1512.00567). dtype: of
     the products. fresh (n, C): stands for the rows of a frozen weight from `first` on. taught: what another model makes
-    of the same targets: its share of the loss is the divergence from it. ints: a frozen weight in int8, by which the
-    products go.
+    of the same targets: its share of the loss is the divergence from it. ints: a frozen head in int8, by which the
+    products go; of the weight only the length counts then.
     """
 
     @staticmethod
@@ -51,12 +51,16 @@ class HeadLoss(torch.autograd.Function):
         """The loss, and with it all gradients."""
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         wants_any = any(ctx.needs_input_grad)
-        matrix = weight.detach().to(dtype, copy=fresh is not None)
-        head = ints or _Plain(matrix)
+        head: Int8Head | _Plain
+        if ints is not None:
+            head = ints
+        else:
+            head = _Plain(weight.detach().to(dtype, copy=fresh is not None))
         d_fresh = span = None
         if fresh is not None:
             span = slice(first, first + len(fresh))
-            matrix[span] = fresh.detach().to(dtype)
+            assert isinstance(head, _Plain), "a head in int8 has no rows that train"
+            head.matrix[span] = fresh.detach().to(dtype)
             if ctx.needs_input_grad[7]:
                 d_fresh = torch.zeros(fresh.shape, dtype=torch.float32, device=fresh.device)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)

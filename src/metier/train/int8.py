@@ -151,12 +151,11 @@ class Int8Head:
     """A frozen output head (V, C), both of whose products run in int8: half of the time of bf16's.
 
     The gradient of scores is one large number and many small ones of the other sign, which would all be rounded to 0:
-    their errors are carried on (`carried`). Costs a copy of the weight, one byte a number.
+    their errors are carried on (`carried`).
     """
 
-    def __init__(self, weight: Tensor):
-        self._weight, scale = quantized(weight.detach())
-        self._scale = scale[:, 0].contiguous()
+    def __init__(self, weight: Int8Weight):
+        self._weight, self._scale = weight.parameter, weight.scale
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C) to its scores (N, V)."""

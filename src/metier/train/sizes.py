@@ -182,7 +182,7 @@ class Job:
 
     @property
     def int8_head(self) -> bool:
-        """Whether the frozen output head gets a copy in int8, as `forward.int8_head` decides it."""
+        """Whether the frozen output head is in int8 too, as `forward.take_int8_head` decides it."""
         untouched = not self.trains_head and not self.new_rows and self.shape.anatomy.head not in self.ranks
         return self.quantize == "int8" and self.device == "cpu" and self.shards == 1 and untouched
 
