@@ -47,6 +47,8 @@ DROPPED = 13.0
 """Bytes that torch's kernel keeps of each weight with dropout on a CPU, where it has no form that spares them."""
 PADDED = 1.12
 """Places of attention's buckets over tokens, where pieces differ in length."""
+HOLES = 0.15
+"""Of what a micro-step keeps: freed memory that the next one, with rows of other lengths, does not fit into."""
 WHOLE = 128
 """Rows are filled up to a multiple of it."""
 OPTIMIZER_TRAFFIC = 28.0
@@ -169,6 +171,8 @@ def moments(job: Job, reading: Reading) -> dict[str, Bytes]:
         training = max(
             {**held, **kept}, {**held, **grown, "one block": one_block}, key=lambda parts: sum(parts.values())
         )
+    if job.device == "cpu" and reading.per_window > 1 and job.quantize not in ("8bit", "4bit"):
+        training["holes"] = HOLES * sum(kept.values())
     if job.optimizer == "muon":
         training["one update"] = UPDATE * max(prod(sides) for sides in job.shape.anatomy.linear.values())
     if job.keeps_best:
