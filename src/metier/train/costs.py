@@ -283,6 +283,8 @@ def working(job: Job, reading: Reading) -> float:
     a_token = (2 * shape.width * job.residual) + (shape.width + 4 * shape.inner) * job.products
     if job.quantize == "int8":  # what is summed before it is scaled
         a_token += 2 * shape.inner * 4.0
+    if job.way == "dora":  # gradients times the gain: one in float32, and both in the type of the products
+        a_token += shape.inner * (4.0 + 2 * job.products)
     return rows_of(reading) * a_token + matrix
 
 
