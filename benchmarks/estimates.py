@@ -6,7 +6,7 @@ knows. Figures go to `benchmarks/results/training.json`; the bar is 15 %. Needs 
 `--at-once N` over several calls.
 
 With `--gpu` other cases run on a GPU, some at a time, and what is compared is what torch allocates there: what the
-CUDA context takes besides is left out of both sides. Takes two minutes on a GPU of 80 GB.
+CUDA context takes besides is left out of both sides. Meant for a GPU of 80 GB.
 """
 
 import argparse

@@ -15,7 +15,6 @@ from metier.train.fast import ops
 from metier.train.forward import Forward, check_exact, take_int8_head
 from metier.train.int8 import (
     LANES,
-    Int8Head,
     Int8Linear,
     Int8Stack,
     Int8Weight,
@@ -191,8 +190,8 @@ def test_errors_that_are_carried_leave_no_sum_behind(columns: int, dtype: torch.
 def test_a_head_in_int8_is_near_the_head_forward_and_back():
     torch.manual_seed(0)
     weight, x, dy = torch.randn(256, 64), torch.randn(30, 64), torch.randn(30, 256)
-    head = Int8Head(frozen(weight))
-    for found, wanted in ((head.forward(x), x @ weight.t()), (head.backward(dy), dy @ weight)):
+    head = Int8Stack([frozen(weight)], carries=True)
+    for found, wanted in ((*head.forward(x), x @ weight.t()), (head.backward([dy]), dy @ weight)):
         assert found.shape == wanted.shape
         assert (found - wanted).norm() / wanted.norm() < 0.02
 

@@ -75,7 +75,7 @@ def _by_buckets(
         out = _fused(q_SHLD, k_SGKD, v_SGKD, indices, offset, scale, dropout).transpose(1, 2)
         done.append(out.reshape(ask.size, *q.shape[1:]))
     flat = done[0] if len(done) == 1 else torch.cat(done)
-    out = flat if asked.straight else _Scatter.apply(flat, asked)  # type: ignore[no-untyped-call]
+    out = flat if asked.straight else varlen.Own.apply(flat, asked.places)  # type: ignore[no-untyped-call]
     result: Tensor = out
     return result
 
@@ -109,7 +109,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, offset: int, sca
 
 class _Gather(torch.autograd.Function):
     """(N, heads, D) to (places, heads, D). Padding repeats a token but passes no gradient to it: no token
-    attends to it, and `_Scatter` gives its own queries none.
+    attends to it, and `varlen.Own` gives its own queries none.
     """
 
     @staticmethod
@@ -120,21 +120,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Any) -> tuple[Tensor, None]:
         return grads[0].index_select(0, ctx.where.places), None  # type: ignore[attr-defined]
-
-
-class _Scatter(torch.autograd.Function):
-    """(places, heads, D) to (N, heads, D), leaving out the padding."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, where: Places) -> Tensor:
-        ctx.where = where
-        return x.index_select(0, where.places)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Any) -> tuple[Tensor, None]:
-        where: Places = ctx.where  # type: ignore[attr-defined]
-        padded = grads[0].new_zeros(len(where.sources), *grads[0].shape[1:])
-        return padded.index_copy_(0, where.places, grads[0]), None
 
 
 def transformers_attention(

@@ -63,7 +63,6 @@ START_SECONDS = 5.0
 """Importing libraries and encoding; weights are read at about a gigabyte a second."""
 TYPICAL = ((64, 0.02), (256, 0.12), (512, 0.25), (1024, 0.4), (2048, 0.55))
 """Width and the share of the peak that training reaches there, on two cores in bf16, where none was measured."""
-
 KEPT_OF_INT8 = 0.6
 """The part of what int8 products gain that a whole step keeps: attention and adapters stay as they are."""
 

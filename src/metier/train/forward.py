@@ -33,7 +33,7 @@ from metier.train.batches import Ids, Piece
 from metier.train.fast import gpt2, llama
 from metier.train.flops import count
 from metier.train.head import HeadLoss, Taught, each_loss
-from metier.train.int8 import Int8Head, Int8Linear
+from metier.train.int8 import Int8Linear, Int8Stack
 from metier.train.memory import kept_memory, returned_memory
 from metier.train.precision import Precision
 from metier.train.prefix_cache import PrefixCache
@@ -348,12 +348,12 @@ def frozen_blocks(model: "PreTrainedModel") -> int:
     return next((i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), len(layers))
 
 
-def take_int8_head(model: "PreTrainedModel") -> Int8Head | None:
+def take_int8_head(model: "PreTrainedModel") -> Int8Stack | None:
     """The output head for an int8 base on a CPU, where nothing of it trains. One that is no embedding as well is held
     in int8 alone from then on."""
     head = model.get_output_embeddings()
     if type(head) is Int8Linear:
-        return Int8Head(head.frozen)
+        return Int8Stack([head.frozen], carries=True)
     if not any(isinstance(module, Int8Linear) for module in model.modules()) or head.weight.device.type != "cpu":
         return None
     if not _is_plain_linear(head) or new_rows(head) is not None or head.weight.requires_grad:
@@ -361,7 +361,7 @@ def take_int8_head(model: "PreTrainedModel") -> Int8Head | None:
     made = Int8Linear(head)
     if not is_tied(model):
         model.set_output_embeddings(made)
-    return Int8Head(made.frozen)
+    return Int8Stack([made.frozen], carries=True)
 
 
 def _is_plain_linear(head: nn.Module) -> bool:

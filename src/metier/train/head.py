@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metier.train.fast.linear import Apart, Dense
 from metier.train.fast.ops import fused, parts, summed
-from metier.train.int8 import Int8Head
+from metier.train.int8 import Int8Stack
 
 CHUNK = 256
 """Targets at a time with a frozen head; products are as fast from there on."""
@@ -46,21 +47,17 @@ class HeadLoss(torch.autograd.Function):
         fresh: Tensor | None = None,
         first: int = 0,
         taught: "Taught | None" = None,
-        ints: Int8Head | None = None,
+        ints: Int8Stack | None = None,
     ) -> Tensor:
         """The loss, and with it all gradients."""
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         wants_any = any(ctx.needs_input_grad)
-        head: Int8Head | _Plain
-        if ints is not None:
-            head = ints
-        else:
-            head = _Plain(weight.detach().to(dtype, copy=fresh is not None))
+        matrix = weight.detach() if ints is not None else weight.detach().to(dtype, copy=fresh is not None)
+        head = ints or Apart([Dense(matrix)])
         d_fresh = span = None
         if fresh is not None:
             span = slice(first, first + len(fresh))
-            assert isinstance(head, _Plain), "a head in int8 has no rows that train"
-            head.matrix[span] = fresh.detach().to(dtype)
+            matrix[span] = fresh.detach().to(dtype)
             if ctx.needs_input_grad[7]:
                 d_fresh = torch.zeros(fresh.shape, dtype=torch.float32, device=fresh.device)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -72,13 +69,13 @@ class HeadLoss(torch.autograd.Function):
             chunk = slice(start, start + size)
             h, t = hidden[chunk].to(dtype), targets[chunk]
             w = None if weights is None else weights[chunk, None]
-            scores = head.forward(h)
+            (scores,) = head.forward(h)
             if bias is not None:
                 scores += bias
             said = None if taught is None else (taught.logs(chunk, dtype), taught.share)
             total += _to_gradient(scores, t, w, smoothing, said, needed=wants_any)
             if d_hidden is not None:
-                d_hidden[chunk] = head.backward(scores)
+                d_hidden[chunk] = head.backward([scores])
             if d_weight is not None:
                 d_weight += summed(scores.t(), h)
             if d_bias is not None:
@@ -106,21 +103,6 @@ class HeadLoss(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Plain:
-    """A head (V, C) in the type of the products."""
-
-    matrix: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (T, C) to its scores (T, V)."""
-        return x @ self.matrix.t()
-
-    def backward(self, dy: Tensor) -> Tensor:
-        """The gradient of scores (T, V) to that of x, (T, C)."""
-        return dy @ self.matrix
-
-
-@dataclass(frozen=True)
 class Taught:
     """What a teacher makes of the same targets: its hidden states (T, C'), its head (V, C') and bias (V,) or None.
 
@@ -145,15 +127,15 @@ def each_loss(
     bias: Tensor | None,
     targets: Tensor,
     dtype: torch.dtype,
-    ints: Int8Head | None = None,
+    ints: Int8Stack | None = None,
 ) -> Tensor:
     """The cross entropy of every target in nats, (T,) float32, without gradients. Arguments as in `HeadLoss`."""
-    head = ints or _Plain(weight.detach().to(dtype))
+    head = ints or Apart([Dense(weight)])
     found = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     size = at_once(hidden.device, len(weight), trains=False)
     for start in range(0, len(hidden), size):
         chunk = slice(start, start + size)
-        scores = head.forward(hidden[chunk].to(dtype))
+        (scores,) = head.forward(hidden[chunk].to(dtype))
         scores = (scores if bias is None else scores + bias).float()
         found[chunk] = torch.logsumexp(scores, -1) - scores.gather(1, targets[chunk, None])[:, 0]
     return found

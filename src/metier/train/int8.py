@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROWS = 32
 """The fewest that are multiplied at once on a GPU."""
 LANES = 16
-"""Columns whose rounding errors are carried side by side."""
+"""Columns whose rounding errors are carried side by side, as in `native.c`."""
 
 
 def quantized(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -40,9 +40,8 @@ def quantized(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]
     for part in parts(x):
         # changed in place below: never x itself, which `float` gives back where it is float32
         h = x[part].to(torch.float32, copy=True) if columns is None else x[part].float() * columns
-        scale = h.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(127)
-        scales[part] = scale
-        out[part] = h.mul_(scale.reciprocal()).round_()
+        scales[part] = _over_scale_(h, 127)
+        out[part] = h.round_()
     return out, scales
 
 
@@ -61,9 +60,8 @@ def quantized_together(xs: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple
         h = torch.empty(out[part].shape, dtype=torch.float32, device=out.device)
         for place, x, by in zip(torch.split(h, sizes, 1), xs, columns, strict=True):
             torch.mul(x[part], by, out=place)
-        scale = h.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(127)
-        scales[part] = scale
-        out[part] = h.mul_(scale.reciprocal()).round_()
+        scales[part] = _over_scale_(h, 127)
+        out[part] = h.round_()
     return out, scales
 
 
@@ -81,12 +79,18 @@ def carried(x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
     for part in parts(x):
         h = x[part].float() * columns
-        scale = h.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(126)
-        scales[part] = scale
-        wide = F.pad(h.mul_(scale.reciprocal()), (0, -h.shape[1] % LANES)).double()
+        scales[part] = _over_scale_(h, 126)
+        wide = F.pad(h, (0, -h.shape[1] % LANES)).double()
         sums = wide.view(len(h), -1, LANES).cumsum(1).round_()
         out[part] = sums.diff(dim=1, prepend=torch.zeros_like(sums[:, :1])).flatten(1)[:, : h.shape[1]]
     return out, scales
+
+
+def _over_scale_(h: Tensor, top: int) -> Tensor:
+    """The scale of each row, (N, 1), over which it is in place from then on, its largest number being `top`."""
+    scale = h.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(top)
+    h.mul_(scale.reciprocal())
+    return scale
 
 
 def scaled(sums: Tensor, rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -126,10 +130,12 @@ class Int8Weight:
 class Int8Stack:
     """Weights that read the same input, in one product each way: what they read, and what comes back, is rounded once.
 
-    They become parts of one matrix, without a copy that stays.
+    They become parts of one matrix, without a copy that stays. carries: for a head, whose scores' gradient is one large
+    number and many small ones of the other sign, which would all be rounded to 0 (`carried`).
     """
 
-    def __init__(self, weights: Sequence[Int8Weight]):
+    def __init__(self, weights: Sequence[Int8Weight], *, carries: bool = False):
+        self._carries = carries
         self._weight = joined([weight.parameter for weight in weights])
         self._scales = [weight.scale for weight in weights]
         self._sizes = [len(weight.parameter) for weight in weights]
@@ -143,29 +149,11 @@ class Int8Stack:
 
     def backward(self, grads: Sequence[Tensor]) -> Tensor:
         """The sum of each (N, out) times its weight: (N, in)."""
-        rounded, rows = quantized_together(grads, self._scales)
+        if self._carries:
+            rounded, rows = carried(*grads, *self._scales)
+        else:
+            rounded, rows = quantized_together(grads, self._scales)
         return scaled(product(rounded, self._weight), rows, None, grads[0].dtype)
-
-
-class Int8Head:
-    """A frozen output head (V, C), both of whose products run in int8: half of the time of bf16's.
-
-    The gradient of scores is one large number and many small ones of the other sign, which would all be rounded to 0:
-    their errors are carried on (`carried`).
-    """
-
-    def __init__(self, weight: Int8Weight):
-        self._weight, self._scale = weight.parameter, weight.scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (N, C) to its scores (N, V)."""
-        rounded, rows = quantized(x)
-        return scaled(product(rounded, self._weight.t()), rows, self._scale, x.dtype)
-
-    def backward(self, dy: Tensor) -> Tensor:
-        """The gradient of scores (N, V) to that of x, (N, C)."""
-        rounded, rows = carried(dy, self._scale)
-        return scaled(product(rounded, self._weight), rows, None, dy.dtype)
 
 
 def joined(weights: Sequence[Tensor]) -> Tensor:

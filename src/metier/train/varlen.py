@@ -82,7 +82,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, row: Row, *, scale: float, only_aske
     ends, longest = lanes.ends, lanes.longest
     out: Tensor = call(q, k, v, ends, ends, longest, longest, scale=scale, window_size=CAUSAL, **told)
     if lanes.places is not None:
-        out = _Own.apply(out, lanes.places)  # type: ignore[no-untyped-call]
+        out = Own.apply(out, lanes.places)  # type: ignore[no-untyped-call]
     if only_asked:
         out = out.index_select(0, row.asked)
     return out.flatten(1)
@@ -109,8 +109,8 @@ class _Spread(torch.autograd.Function):
         return dx, None, None
 
 
-class _Own(torch.autograd.Function):
-    """(E, heads, D) to (N, heads, D): each token's own place. The others get a gradient of zero."""
+class Own(torch.autograd.Function):
+    """(places, heads, D) to (N, heads, D): each token's own place. The others get a gradient of zero."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:

@@ -55,4 +55,10 @@ def _compared(
         seen = torch.softmax((x[None].float() * 0.5).masked_fill(hidden, float("-inf")), -1)
         pairs.append((kernels.softmax_(x[None].clone(), visible, 0.5), seen))
     back = kernels.scaled(rounded.int(), scales, None, dtype) / scales
-    return [(a, b, near) for a, b in pairs] + [(back, x * weight.detach() / scales, 1.0)]
+    found = [(a, b, near) for a, b in pairs] + [(back, x * weight.detach() / scales, 1.0)]
+    if hasattr(kernels, "carried"):  # of the head's gradient, likewise
+        kept, scale = kernels.carried(x, weight.detach())
+        exact = x * weight.detach() / scale
+        lanes = [one[:, :8] + one[:, 16:] for one in (kept.float(), exact)]  # what one lost, the one 16 further has
+        found += [(kept, exact, 1.001), (lanes[0], lanes[1], 0.501)]
+    return found

@@ -29,9 +29,8 @@ SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared", "-w")
 WIDE = "-mprefer-vector-width=512"
 COMPILERS = ("cc", "gcc", "clang")
-PARTS, LANES = 64, 16
-"""As in the source: into which rows are dealt where each part adds something up by itself, and how many columns carry
-their rounding errors side by side."""
+PARTS = 64
+"""As in the source: into which rows are dealt where each part adds something up by itself."""
 TYPES = (torch.float32, torch.bfloat16)
 
 
