@@ -408,9 +408,11 @@ def share_of_peak(job: Job, machine: Machine) -> float:
     known = machine.share_reached(work_name(job.precision, job.quantize), job.shape.width)
     if known is not None:
         return known
-    peaks = machine.peaks
-    gain = peaks["int8"] / peaks[job.precision] if job.quantize == "int8" and {"int8", job.precision} <= set(peaks) else 1
-    return typical_share(job.shape.width) * (1 + KEPT_OF_INT8 * max(0.0, gain - 1))
+    share = typical_share(job.shape.width)
+    own, int8 = machine.peaks.get(job.precision), machine.peaks.get("int8")
+    if job.quantize == "int8" and own and int8:
+        share *= 1 + KEPT_OF_INT8 * max(0.0, int8 / own - 1)
+    return share
 
 
 def typical_share(width: int) -> float:

@@ -114,11 +114,13 @@ class Own(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        """What stands there."""
         ctx.places, ctx.size = places, len(x)
         return x.index_select(0, places)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Any) -> tuple[Tensor, None]:
+        """Of all places."""
         places: Tensor = ctx.places  # type: ignore[attr-defined]
         size: int = ctx.size  # type: ignore[attr-defined]
         (dy,) = grads
